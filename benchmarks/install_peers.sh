@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Creates .bench-env/, where the peers that benchmarks/step.py measures against live, and records what was installed.
+#
+#   benchmarks/install_peers.sh                 torch, TRL and what TRL needs
+#   WITH_LIGER=1 benchmarks/install_peers.sh    and liger-kernel (large; its layer kernels want a GPU)
+#
+# An environment of its own, because peers and preftune do not always agree on versions. torch and transformers are
+# pinned to what preftune is measured with, so that a difference in speed is one of design and not of release.
+# pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS ...); PYTHON chooses the interpreter.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+env_dir="${BENCH_ENV:-$root/.bench-env}"
+
+"${PYTHON:-python3}" -m venv "$env_dir"
+python="$env_dir/bin/python"
+
+# torch first and alone: the resolver may otherwise swap the wheel that is at hand for a larger build.
+"$python" -m pip install --quiet "torch==2.13.0"
+"$python" -m pip install --quiet \
+    "torch==2.13.0" "trl==1.16.*" "transformers==5.23.*" "accelerate>=1.15" "peft>=0.21" "datasets>=5" safetensors
+if [[ "${WITH_LIGER:-0}" == "1" ]]; then
+    "$python" -m pip install --quiet "torch==2.13.0" "transformers==5.23.*" liger-kernel
+fi
+
+"$python" - "$env_dir/versions.json" <<'PY'
+import importlib.metadata as metadata
+import json
+import platform
+import sys
+
+names = ("torch", "trl", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "liger-kernel")
+versions = {"python": platform.python_version()}
+for name in names:
+    try:
+        versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass  # liger-kernel is optional
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    json.dump(versions, file, indent=2)
+    file.write("\n")
+print(json.dumps(versions, indent=2))
+PY

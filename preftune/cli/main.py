@@ -1,0 +1,85 @@
+"""`preftune VERB ...`: finds the verb and turns errors into one line and an exit code.
+
+A verb is a file in this folder with a `main(arguments) -> exit code`. It is imported when it is run, and torch only
+when it is needed, so that `--help` answers at once. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from preftune import __version__
+from preftune.errors import PreftuneError
+
+VERBS: dict[str, str] = {
+    "demo": "train a small model from nothing and show what SimPO changes",
+    "train": "train by a recipe",
+    "chat": "talk to a model",
+}
+
+_HELP = """usage: preftune VERB [...]
+
+Preference alignment of language models.
+
+verbs:
+{verbs}
+
+options:
+  --help     show this, or after a verb what it takes, with an example
+  --version  show the version
+
+example: preftune train training_configs/demo-simpo.yaml learning_rate=1e-5
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_HELP.format(verbs="\n".join(f"  {verb:<9}{line}" for verb, line in VERBS.items())), end="")
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"preftune {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        return _unknown(words[0])
+    return _run(words[0], words[1:])
+
+
+def _unknown(verb: str) -> int:
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    meant = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}."
+    return _fail(f"preftune: '{verb}' is not a verb; {meant}", 2)
+
+
+def _run(verb: str, words: list[str]) -> int:
+    _log_to_stderr()
+    try:
+        return int(importlib.import_module(f"preftune.cli.{verb}").main(words))
+    except PreftuneError as error:
+        return _fail(f"{type(error).__name__}: {error}", error.exit_code)
+    except KeyboardInterrupt as stop:  # training says with it what was saved and how to go on
+        return _fail(f"Interrupted: {stop}" if str(stop) else "Interrupted.", 130)
+    except SystemExit as leave:  # argparse: 0 after --help, 2 after a wrong option, which it has explained
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stdout.flush()
+    print(line, file=sys.stderr)
+    return code
+
+
+def _log_to_stderr() -> None:
+    """Show the package's log lines, which say what was chosen or converted."""
+    log = logging.getLogger("preftune")
+    log.handlers = [logging.StreamHandler()]  # a new one: sys.stderr may have been replaced since the last call
+    log.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

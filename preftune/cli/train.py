@@ -1,0 +1,101 @@
+"""`preftune train`: trains by a recipe and prints what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preftune.recipe import Recipe
+
+_EPILOG = """examples:
+  preftune train training_configs/demo-simpo.yaml
+  preftune train my.yaml beta=2.5 learning_rate=5e-7 --dry-run
+  preftune train model_name_or_path=my-model dataset=pairs.jsonl output_dir=runs/first
+
+Keys are flat: those of the recipe (model_name_or_path, dataset, max_length, total_batch_size ...), those of the
+objective (beta, gamma_beta_ratio ...) and every field of transformers.TrainingArguments (learning_rate ...).
+"""
+
+# What a reader wants to see of a summary, in this order, if it is there.
+_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "nll")
+_COST = ("train_seconds", "groups_per_second", "tokens_total", "peak_memory_gib")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, or with `--dry-run` print the resolved recipe.
+
+    Raises:
+        PreftuneError: the recipe, the data or the model is wrong.
+    """
+    options, words = _parser().parse_known_args(arguments)
+    path = options.recipe
+    if "=" in path and not Path(path).exists():
+        path, words = None, [options.recipe, *words]
+
+    from preftune.recipe import load_recipe
+
+    recipe = load_recipe(path, words)
+    if options.dry_run:
+        _print_recipe(recipe, options.json)
+        return 0
+    _build_demo_model(recipe)
+    from preftune.train.run import train_recipe
+
+    _print_summary(train_recipe(recipe), recipe, options.json)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="preftune train",
+        usage="preftune train RECIPE.yaml [key=value ...] [--dry-run] [--json]",
+        description="Train a model by a recipe. key=value, --key=value and nested.key=value win over the file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="a YAML or JSON file of flat keys")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--json", action="store_true", help="print the summary (or the recipe) as JSON")
+    return parser
+
+
+def _print_recipe(recipe: Recipe, as_json: bool) -> None:
+    from preftune.recipe import describe_objective
+
+    if as_json:
+        print(json.dumps(recipe.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(f"# {describe_objective(recipe)}\n\n{recipe.to_yaml()}", end="")
+
+
+def _build_demo_model(recipe: Recipe) -> None:
+    """The demo's recipe starts from the demo's own SFT model, which is made here where it is absent."""
+    from preftune.demo.build import SFT_FOLDER, build_sft
+
+    folder = Path(SFT_FOLDER)
+    if Path(recipe.model_name_or_path) == folder and not folder.exists():
+        build_sft()
+
+
+def _print_summary(summary: dict[str, Any], recipe: Recipe, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{recipe.objective}: {recipe.output_dir}", show_header=False, title_justify="left")
+    for name, value in _rows(summary):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    names = [name for prefix in ("", "eval_") for name in (prefix + shown for shown in _SHOWN)]
+    flat = {**summary, **(summary.get("metrics") or {})}
+    return [(name, f"{flat[name]:.6g}") for name in (*names, *_COST) if isinstance(flat.get(name), (int, float))]

@@ -1,0 +1,284 @@
+"""Conversations as token ids, by the tokenizer's own chat template.
+
+In: messages. Out: the prompt's ids, exactly as a generator is given them, and the text of an answer as it follows them.
+The rules, found out once for a tokenizer by rendering probes (`read_chat_format`):
+
+    prompt     the template with its generation prompt: the answer's header belongs to the prompt, not to the response.
+    BOS        one, at the start, when the template writes it there or the tokenizer puts it there by itself; else none.
+    answer     as the template renders it; where the template alters it (cuts <think>, adds a header), as it was given.
+    end        the template's end-of-turn token, once, scored; text after it is cut; without such a token, EOS.
+    system     where the template has no such role, in front of the next user turn, a blank line between them.
+    date       none: a template that asks for the clock gets none, or a constant.
+    no template (base models): the contents joined by a blank line, the answer right after them, then EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from preftune.errors import DataError, ModelError
+from preftune.types import Message, Origin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = dict[str, str]
+
+BLANK_LINE = "\n\n"
+PROBE_SYSTEM, PROBE_QUESTION, PROBE_ANSWER = "preftune rules", "preftune asks", "preftune answers"
+# What Llama 3.2's template writes by itself when there is no clock.
+CONSTANT_DATE = "26 Jul 2024"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one tokenizer writes conversations; built by `read_chat_format`.
+
+    Args:
+        template: the chat template, or None for plain text.
+        bos_id: the BOS that every prompt starts with, or None.
+        bos_in_template: the template writes it; otherwise it is put in front of the ids.
+        end_id: the token that ends every response.
+        end_text: template text from the end of an answer up to and with that token; "" when the id is appended.
+        tail: all template text after an answer; what follows `end_text` in it is never part of a response.
+        lead: "\\n" for tokenizers that put a space before a text encoded alone, else "".
+        folds_system: the template has no system role.
+        special: the special tokens, id to text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+    bos_id: int | None
+    bos_in_template: bool
+    end_id: int
+    end_text: str
+    tail: str
+    lead: str
+    folds_system: bool
+    special: dict[int, str]
+
+    def turns(self, messages: Sequence[Message]) -> list[Turn]:
+        """The messages as the template takes them, system texts folded where it has no such role."""
+        if not self.folds_system:
+            return [{"role": message.role, "content": message.content} for message in messages]
+        return _folded(messages)
+
+    def prompt_text(self, turns: list[Turn], origin: Origin | None = None) -> str:
+        """The prompt with the answer's header. Raises DataError when the template refuses the conversation."""
+        if self.template is None:
+            return BLANK_LINE.join(turn["content"] for turn in turns)
+        return self._render(turns, origin, header=True)
+
+    def response_text(self, turns: list[Turn], prompt: str, answer: str, origin: Origin) -> str:
+        """The answer as it follows `prompt`, the rendered text of `turns`, with its end-of-turn text.
+
+        Raises:
+            DataError: nothing is left of the answer, or the template refuses it.
+        """
+        answer = self._without_end(answer)
+        body = answer if self.template is None else self._body(turns, prompt, answer, origin)
+        if not body.strip():
+            raise DataError(f"{origin}: the answer is empty but for special tokens. Fill it in, or delete the row.")
+        return body + self.end_text
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as it stands: no BOS or EOS added."""
+        if not texts:
+            return []
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+    def with_bos(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt with exactly one BOS in front, or as they are when the rule says none."""
+        if self.bos_id is None:
+            return ids
+        start = 0
+        while start < len(ids) and ids[start] == self.bos_id:
+            start += 1
+        return [self.bos_id, *ids[start:]]
+
+    def prompt_ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """The ids to sample from, for each conversation: the same as in training."""
+        texts = [self.prompt_text(self.turns(messages)) for messages in conversations]
+        return [self.with_bos(ids) for ids in self.encode(texts)]
+
+    def describe_bos(self) -> str:
+        """The BOS rule in words."""
+        name = self.tokenizer.bos_token
+        if self.bos_id is not None:
+            writer = "written by the template" if self.bos_in_template else "put in front, as the tokenizer does"
+            return f"one {name} (id {self.bos_id}) at the start of every prompt, {writer}"
+        if name is None:
+            return "none: this tokenizer has no BOS"
+        return f"none: neither the template nor the tokenizer puts {name} in front"
+
+    def describe_end(self) -> str:
+        """The end-of-turn rule in words."""
+        name = self.tokenizer.convert_ids_to_tokens(self.end_id)
+        writer = "the template's end of turn" if self.end_text.endswith(str(name)) else "EOS, appended"
+        return f"one {name} (id {self.end_id}) at the end of every response, scored: {writer}"
+
+    def _body(self, turns: list[Turn], prompt: str, answer: str, origin: Origin) -> str:
+        """The answer as the template writes it after the prompt, when all it does is to add or trim whitespace."""
+        full = self._render([*turns, {"role": "assistant", "content": answer}], origin, header=False)
+        if full.startswith(prompt) and full.endswith(self.tail):
+            body = full[len(prompt) : len(full) - len(self.tail)]
+            if body.strip() == answer.strip():
+                return body
+        return answer
+
+    def _without_end(self, answer: str) -> str:
+        """The answer without end tokens that were left in the data; they would stand there twice."""
+        ends = tuple({self.special.get(self.end_id, ""), str(self.tokenizer.eos_token or "")} - {""})
+        while ends and answer.rstrip().endswith(ends):
+            answer = answer.rstrip()
+            answer = answer[: -len(next(end for end in ends if answer.endswith(end)))]
+        return answer
+
+    def _render(self, turns: list[Turn], origin: Origin | None, *, header: bool) -> str:
+        try:
+            return _render(self.tokenizer, self.template, turns, header=header)
+        except Exception as error:  # a template is a program of somebody else's: anything can come out of it
+            where = f"{origin}: " if origin else ""
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise DataError(
+                f"{where}the chat template refuses this conversation of {roles} ({_one_line(error)}). "
+                "Change the order of its roles, or give another chat template."
+            ) from error
+
+
+def generation_prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The ids a generator is given for one conversation. For many, keep the `ChatFormat` and use its `prompt_ids`.
+
+    Raises:
+        DataError: the template refuses the conversation.
+        ModelError: the template or the tokenizer cannot be used at all.
+    """
+    return read_chat_format(tokenizer).prompt_ids([messages])[0]
+
+
+def read_chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """Find the rules of a tokenizer by rendering and encoding probes; takes milliseconds.
+
+    Raises:
+        ModelError: the template fails on a plain question and answer, or there is no token that ends a response.
+    """
+    template = _template(tokenizer)
+    special = _special_tokens(tokenizer)
+    tail = "" if template is None else _tail(tokenizer, template)
+    end_text, end_id = _end_of_turn(tokenizer, tail, special)
+    bos_id, bos_in_template = _bos(tokenizer, template)
+    folds = template is not None and not _knows_system(tokenizer, template)
+    lead = _lead(tokenizer)
+    return ChatFormat(tokenizer, template, bos_id, bos_in_template, end_id, end_text, tail, lead, folds, special)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if not tokenizer.chat_template:
+        return None
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ModelError(f"the tokenizer's chat templates cannot be used ({_one_line(error)}). Give one.") from error
+    if "strftime_now" not in template:
+        return template
+    # Today's date would make tomorrow's prompts differ from those trained on. A template that asks whether there is a
+    # clock is told that there is none and takes its own default; one that does not ask gets a constant.
+    if "strftime_now is defined" in template:
+        return "{%- set strftime_now = preftune_has_no_clock -%}" + template
+    return "{%- macro strftime_now(format) -%}" + CONSTANT_DATE + "{%- endmacro -%}" + template
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, template: str | None, turns: list[Turn], *, header: bool) -> str:
+    text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=header)
+    return str(text)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Id to text of the tokens that always stand alone in a text; tokens of mere whitespace are not meant."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {number: str(token) for number, token in added if token.special or str(token).strip()}
+
+
+def _tail(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """What the template writes after an answer."""
+    turns = [{"role": "user", "content": PROBE_QUESTION}, {"role": "assistant", "content": PROBE_ANSWER}]
+    try:
+        text = _render(tokenizer, template, turns, header=False)
+    except Exception as error:  # see ChatFormat._render
+        raise ModelError(
+            f"the chat template fails on a plain question and answer ({_one_line(error)}). Give another one."
+        ) from error
+    _, found, tail = text.rpartition(PROBE_ANSWER)
+    if not found:
+        raise ModelError("the chat template does not write what the assistant says. Give another one.")
+    return tail
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, tail: str, special: dict[int, str]) -> tuple[str, int]:
+    """The text up to and with the first special token of the tail, and its id; or visible text and EOS."""
+    places = [(tail.find(text), -len(text), number) for number, text in special.items() if text in tail]
+    if places:
+        start, length, number = min(places)
+        end_text = tail[: start - length]
+        if tokenizer(end_text, add_special_tokens=False)["input_ids"][-1:] == [number]:
+            return end_text, number
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no EOS token and its template ends no turn. Set the tokenizer's eos_token.")
+    return tail.rstrip(), int(tokenizer.eos_token_id)
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[int | None, bool]:
+    """The BOS id when prompts start with it, and whether the template writes it."""
+    bos_id = tokenizer.bos_token_id
+    if bos_id is None:
+        return None, False
+    if template is not None:
+        text = _render(tokenizer, template, [{"role": "user", "content": PROBE_QUESTION}], header=True)
+        if tokenizer(text, add_special_tokens=False)["input_ids"][:1] == [bos_id]:
+            return int(bos_id), True
+    adds = tokenizer(PROBE_QUESTION)["input_ids"][:1] == [bos_id]
+    return (int(bos_id) if adds else None), False
+
+
+def _knows_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a system text comes through the template; some raise, some drop it without a word."""
+    turns = [{"role": "system", "content": PROBE_SYSTEM}, {"role": "user", "content": PROBE_QUESTION}]
+    try:
+        return PROBE_SYSTEM in _render(tokenizer, template, turns, header=True)
+    except Exception:  # refusing is the answer to the question; real defects show in `_tail`
+        return False
+
+
+def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What to put before a text that is encoded alone, so that its ids are those it has inside a longer text."""
+    alone, line, inside = tokenizer(["a", "\n", "\na"], add_special_tokens=False)["input_ids"]
+    return "\n" if inside[: len(line)] == line and inside[len(line) :] != alone else ""
+
+
+def _folded(messages: Sequence[Message]) -> list[Turn]:
+    """Messages with each system text in front of the user turn that follows it."""
+    turns: list[Turn] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message.role == "system":
+            waiting += [message.content] if message.content.strip() else []
+        elif message.role == "user":
+            turns.append({"role": "user", "content": BLANK_LINE.join([*waiting, message.content])})
+            waiting = []
+        else:
+            turns.append({"role": message.role, "content": message.content})
+    if waiting:  # instructions that no question follows are a turn of their own
+        turns.append({"role": "user", "content": BLANK_LINE.join(waiting)})
+    return turns
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__

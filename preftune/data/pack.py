@@ -1,0 +1,92 @@
+"""Token groups -> one packed micro-batch: `[shared | branch 1 | branch 2 | ...]` per group, end to end, no padding.
+
+The tokens that all responses of a group have in common (the prompt, and any common opening of the responses) stand in
+the row once. Every branch continues their positions. The last token of a response predicts nothing and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+
+from preftune.types import Feedback, PackedBatch, TokenizedGroup, Tree
+
+
+def pack(
+    groups: Sequence[TokenizedGroup], *, share_prompt: bool = True, weights: Sequence[float] | None = None
+) -> PackedBatch:
+    """Lay `groups` out in one row.
+
+    Args:
+        groups: at least one; a group with fewer responses than the widest is marked in `feedback.valid`.
+        share_prompt: False repeats the prompt before every response, each an independent sequence.
+        weights: one a group, 1 by default; 0 makes a group count for nothing.
+    """
+    row = _Row()
+    for group in groups:
+        if share_prompt:
+            row.add_shared(group)
+        else:
+            row.add_repeated(group)
+    width = max(len(group.response_ids) for group in groups)
+    lengths = [[len(ids) for ids in group.response_ids] for group in groups]
+    scores = [list(group.scores) or [0.0] * len(group.response_ids) for group in groups]
+    lengths_GK = torch.tensor([_widened(line, width, 0) for line in lengths])
+    return PackedBatch(
+        input_ids=torch.tensor([row.ids]),
+        position_ids=torch.tensor([row.positions]),
+        trees=tuple(row.trees),
+        scored=torch.tensor(row.scored),
+        targets=torch.tensor(list(chain.from_iterable(chain.from_iterable(g.response_ids for g in groups)))),
+        owner=torch.repeat_interleave(torch.arange(lengths_GK.numel()), lengths_GK.flatten()),
+        lengths=lengths_GK,
+        feedback=Feedback(
+            scores=torch.tensor([_widened(line, width, 0.0) for line in scores], dtype=torch.float32),
+            valid=lengths_GK > 0,
+        ),
+        weights=torch.tensor(list(weights) if weights is not None else [1.0] * len(groups)),
+        rows_per_group=tuple(sum(line) for line in lengths),
+        origins=tuple(group.origin for group in groups),
+    )
+
+
+class _Row:
+    """The row while it grows."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.trees: list[Tree] = []
+        self.scored: list[int] = []
+
+    def add_shared(self, group: TokenizedGroup) -> None:
+        shared, prompt = group.shared_length(), len(group.prompt_ids)
+        start = len(self.ids)
+        opening = group.response_ids[0][: shared - prompt]
+        self.ids += group.prompt_ids + opening
+        self.positions += range(shared)
+        branches = []
+        for response in group.response_ids:
+            branch = response[shared - prompt : -1]
+            at = len(self.ids)
+            self.ids += branch
+            self.positions += range(shared, shared + len(branch))
+            self.scored += range(start + prompt - 1, start + shared)  # states of the shared tokens, then of the branch
+            self.scored += range(at, at + len(branch))
+            branches.append(len(branch))
+        self.trees.append(Tree(start, shared, tuple(branches)))
+
+    def add_repeated(self, group: TokenizedGroup) -> None:
+        for response in group.response_ids:
+            start, prompt = len(self.ids), len(group.prompt_ids)
+            sequence = group.prompt_ids + response[:-1]
+            self.ids += sequence
+            self.positions += range(len(sequence))
+            self.scored += range(start + prompt - 1, start + len(sequence))
+            self.trees.append(Tree(start, len(sequence), ()))
+
+
+def _widened(line: list, width: int, fill: float) -> list:
+    return line + [fill] * (width - len(line))

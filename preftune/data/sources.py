@@ -1,0 +1,331 @@
+"""Rows from files: jsonl, json, csv (each also .gz or .zst), parquet, or a folder of them.
+
+In: a path. Out: one `Row` for each record, with the address that every later error message starts with. The whole file
+is read at once; a file is accepted entire or refused with the line that is wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError, MissingExtraError
+from preftune.types import Origin
+
+BOM = b"\xef\xbb\xbf"
+COMPRESSIONS = (".gz", ".zst")
+KNOWN_SUFFIXES = ".jsonl, .json, .csv (each also with .gz or .zst), .parquet"
+VALIDATION_NAMES = frozenset({"validation", "valid", "val", "dev", "eval"})
+SPLIT_NAMES = VALIDATION_NAMES | {"train", "test"}
+
+Record = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as the file has it: column name to value, and where it stands."""
+
+    values: dict[str, Any]
+    origin: Origin
+
+
+def load_rows(path: str | Path, split: str = "train") -> list[Row]:
+    """Read a file, or the files of a folder that belong to `split`.
+
+    `origin.row` is the line number in a jsonl file and the number of the record, from 1, in all others. A file that is
+    named directly is read whatever its name says; in a folder, `train`, `test`, `eval`, ... in a file's name or in the
+    name of its folder decide, and files without such a word are the train split.
+
+    Raises:
+        DataError: nothing at `path`, no such split, an unknown suffix, or a file that cannot be understood.
+        MissingExtraError: a .zst file without the zstd extra.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return [row for file in _split_files(path, split) for row in _file_rows(file, split)]
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder. Check the path; {_neighbours(path)}.")
+    return _file_rows(path, split)
+
+
+def _file_rows(path: Path, split: str) -> list[Row]:
+    kind, _ = _suffixes(path)
+    if kind is None:
+        raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {KNOWN_SUFFIXES}.")
+    dataset = str(path)
+    rows = [Row(values, Origin(dataset, split, number)) for number, values in READERS[kind](path)]
+    if not rows:
+        raise DataError(f"{path}: the file holds no rows; expected at least one. Check that it was written completely.")
+    return rows
+
+
+def _suffixes(path: Path) -> tuple[str | None, str]:
+    """The format and the compression: ('.jsonl', '.gz'), ('.parquet', ''), or (None, ...) when it is not known."""
+    name = path.name.lower()
+    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    name = name.removesuffix(compression)
+    kind = next((suffix for suffix in READERS if name.endswith(suffix)), None)
+    return (None if kind == ".parquet" and compression else kind), compression
+
+
+def _neighbours(path: Path) -> str:
+    """What stands beside a path that does not exist."""
+    if not path.parent.is_dir():
+        return f"'{path.parent}' does not exist either"
+    names = sorted(file.name for file in path.parent.iterdir() if _suffixes(file)[0])
+    return f"beside it: {', '.join(names[:5])}" if names else "there are no data files beside it"
+
+
+# --- folders
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The data files under `folder` that belong to `split`, in the order of their names."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and _suffixes(file)[0])
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    if not files:
+        raise DataError(f"{folder}: the folder holds no data files. Expected files ending in {KNOWN_SUFFIXES}.")
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+    wanted = "validation" if split in VALIDATION_NAMES else split
+    if wanted not in by_split:
+        raise DataError(f"{folder}: there is no split '{split}'. Its files give: {', '.join(sorted(by_split))}.")
+    return by_split[wanted]
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name speaks of; the last such word counts, `train` when there is none.
+
+    `train_prefs-00000-of-00004.parquet` is the split `train_prefs`, as the hub names it.
+    """
+    numbered = re.match(r"(.+)-\d{5}-of-\d{5}", file.name)
+    if numbered:
+        return numbered.group(1)
+    words = [word for part in file.parts for word in re.split(r"[^a-z0-9]+", part.lower())]
+    found = [word for word in words if word in SPLIT_NAMES]
+    last = found[-1] if found else "train"
+    return "validation" if last in VALIDATION_NAMES else last
+
+
+# --- bytes and text
+
+
+def _read_text(path: Path) -> str:
+    """The decompressed file as text, without a byte order mark."""
+    _, compression = _suffixes(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    if compression == ".gz":
+        data = _gunzip(data, path)
+    elif compression == ".zst":
+        data = _unzstd(data, path)
+    return _decode(data, path)
+
+
+def _gunzip(data: bytes, path: Path) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except EOFError as error:
+        raise DataError(f"{path}: the gzip file is truncated: it ends early. Copy or download it again.") from error
+    except (OSError, zlib.error) as error:
+        raise DataError(f"{path}: not a sound gzip file ({error}). Copy it again or rename it.") from error
+
+
+def _unzstd(data: bytes, path: Path) -> bytes:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingExtraError(f"Reading {path}", "zstd") from error
+    pieces = []
+    try:
+        while data:  # a file may hold several frames one after the other
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            pieces.append(frame.decompress(data))
+            if not frame.eof:
+                raise DataError(f"{path}: the zstd file is truncated: it ends early. Copy or download it again.")
+            data = frame.unused_data
+    except zstandard.ZstdError as error:
+        raise DataError(f"{path}: not a sound zstd file ({error}). Copy it again or rename it.") from error
+    return b"".join(pieces)
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.removeprefix(BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = error.start + (len(BOM) if data.startswith(BOM) else 0)
+        line = data.count(b"\n", 0, offset) + 1
+        raise DataError(
+            f"{path} line {line}: not UTF-8 (byte 0x{data[offset]:02x} at offset {offset}). {_encoding_remedy(data)}"
+        ) from error
+
+
+def _encoding_remedy(data: bytes) -> str:
+    if data.startswith(b"\x1f\x8b"):
+        return "It is a gzip file: give its name the ending .gz."
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "It looks like UTF-16: save it as UTF-8, for example with iconv -f utf-16 -t utf-8."
+    return "Save it as UTF-8, for example with iconv -f latin1 -t utf-8."
+
+
+# --- formats
+
+
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    text = _read_text(path)
+    if text.lstrip()[:1] == "[":  # a JSON list under the wrong name is understood all the same
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            return _json_lines(text, path)
+        return _listed(values, path)
+    return _json_lines(text, path)
+
+
+def _json_lines(text: str, path: Path) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 is allowed inside JSON text
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise _invalid_json(path, number, error.colno, error.msg, "Fix or delete this line") from error
+        except (ValueError, RecursionError) as error:
+            raise _invalid_json(path, number, 1, str(error), "Fix or delete this line") from error
+        yield number, _object(value, f"{path} line {number}")
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    text = _read_text(path)
+    if not text.strip():
+        return iter(())
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip()[:1] == "{":  # JSON lines under the name .json
+            return _json_lines(text, path)
+        raise _invalid_json(path, error.lineno, error.colno, error.msg, "Fix the file there") from error
+    except (ValueError, RecursionError) as error:
+        raise _invalid_json(path, 1, 1, str(error), "Fix the file") from error
+    return _listed(values, path)
+
+
+def _listed(values: object, path: Path) -> Iterator[Record]:
+    if not isinstance(values, list):
+        raise DataError(
+            f"{path}: expected a list of objects, found {describe(values)}. "
+            "Put the rows in [ ], or write one object a line and name the file .jsonl."
+        )
+    return ((number, _object(value, f"{path} row {number}")) for number, value in enumerate(values, 1))
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(
+            f'{where}: expected an object such as {{"prompt": ..., "chosen": ..., "rejected": ...}}, '
+            f"found {describe(value)}. Fix or delete it."
+        )
+    return value
+
+
+def _invalid_json(path: Path, line: int, column: int, problem: str, remedy: str) -> DataError:
+    return DataError(f"{path} line {line}, column {column}: invalid JSON ({problem}). {remedy}.")
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    text = _read_text(path)
+    limit = csv.field_size_limit(len(text) + 1)  # Python's own limit of 131,072 characters is less than one long answer
+    try:
+        yield from _csv_table(csv.reader(io.StringIO(text, newline=""), strict=True), path)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_table(reader: Any, path: Path) -> Iterator[Record]:
+    try:
+        header: list[str] = next(reader, [])
+        _check_header(header, path)
+        for number, cells in enumerate((cells for cells in reader if cells), 1):
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path} row {number} (line {reader.line_num}): expected {len(header)} cells as in the header, "
+                    f"found {len(cells)}. Put text that holds commas or line breaks in double quotes."
+                )
+            yield number, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: invalid CSV ({error}). Check the quotes there.") from error
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        names = name_list(sorted(twice))
+        raise DataError(f"{path} line 1: the header names a column twice ({names}). Rename one of them.")
+
+
+def _parquet_records(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a text after row {number} is not UTF-8. Write the file anew as UTF-8.") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        problem = str(error).strip().split("\n")[0].rstrip(".")
+        raise DataError(f"{path}: not a sound parquet file ({problem}). Copy it again, or write it anew.") from error
+
+
+READERS: dict[str, Callable[[Path], Iterable[Record]]] = {
+    ".jsonl": _jsonl_records,
+    ".json": _json_records,
+    ".csv": _csv_records,
+    ".parquet": _parquet_records,
+}
+
+
+def describe(value: object) -> str:
+    """A value in the words of a JSON file, short enough for an error message: `a number (5)`, `an empty list`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"a number ({value})" if abs(value) < 1e15 else "a large number"
+    if isinstance(value, str):
+        return f"text ({excerpt(value)})"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def name_list(names: Iterable[object]) -> str:
+    """Names of columns or keys for an error message: on one line, the first 20."""
+    shown = [one_line(str(name)) for name in names]
+    return ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "") or "none"
+
+
+def one_line(text: str) -> str:
+    """Text that can be printed within a line, whatever it holds."""
+    return " ".join(text.split()).encode("utf-8", "replace").decode()
+
+
+def excerpt(text: str, limit: int = 40) -> str:
+    """The start of a text in quotes, on one line."""
+    flat = one_line(text[: 4 * limit])
+    return f'"{flat[:limit]}…"' if len(flat) > limit else f'"{flat}"'

@@ -1,0 +1,228 @@
+"""A transformers model that answers a packed batch with log-probs.
+
+`to_policy` swaps the class of the model instance and of its output head (as `fully_shard` does), so parameter names,
+saving and PEFT stay as they are, and engines that hook the model and the head module keep working:
+
+    policy(batch=batch)                         -> ResponseLogps, differentiable
+    policy(batch=batch, group_loss=loss)        -> (loss, sums): the head's gradient is taken in the forward pass
+    policy(input_ids=...), policy.generate(...) -> as before
+
+Two roads for the body: `packed` (every prompt once, no padding) and `padded` (one row a response; any decoder).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.errors import ModelError
+from preftune.model.attention import NAME, AttentionPlan
+from preftune.model.logps import GroupLoss, HeadTransform, chunked_logps, fused_group_loss
+from preftune.types import Origin, PackedBatch, ResponseLogps, TokenizedGroup
+
+logger = logging.getLogger(__name__)
+ROADS = ("auto", "packed", "padded")
+PREFLIGHT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats per token; low precision: 3e-2
+
+
+class PolicyMixin:
+    """What `to_policy` adds to a causal language model."""
+
+    road: str
+    usual_attention: str
+
+    def forward(
+        self, *args: Any, batch: PackedBatch | None = None, group_loss: GroupLoss | None = None, **kwargs: Any
+    ) -> Any:
+        if batch is not None:
+            return response_logps(self, batch, group_loss)
+        with attention(self, self.usual_attention):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class HeadMixin:
+    """Lets the head module score: `head(states, score=f)` returns f(states, weight, bias), the module's hooks run."""
+
+    def forward(self, states: Tensor, score: Any = None) -> Any:
+        if score is None:
+            return super().forward(states)  # type: ignore[misc]
+        return score(states, self.weight, getattr(self, "bias", None))  # type: ignore[attr-defined]
+
+
+def to_policy(model: PreTrainedModel, road: str = "auto") -> PreTrainedModel:
+    """Make `model` answer packed batches, in place.
+
+    Args:
+        model: a causal language model of transformers; its output embedding must be one linear layer.
+        road: `packed`, `padded`, or `auto`: a preflight sends two short groups down both and takes `packed` where
+            they agree; otherwise `padded`, with one line in the log.
+
+    Raises:
+        ModelError: the model has no linear output head, or `road` is `packed` and the preflight differs.
+    """
+    if road not in ROADS:
+        raise ModelError(f"'road' must be one of {', '.join(ROADS)}, found {road!r}.")
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        found = type(head).__name__
+        raise ModelError(f"{type(model).__name__} needs a linear output head to score responses, found {found}.")
+    if not isinstance(head, HeadMixin):
+        head.__class__ = type(type(head).__name__, (HeadMixin, type(head)), {})
+    if not isinstance(model, PolicyMixin):
+        model.__class__ = type(type(model).__name__, (PolicyMixin, type(model)), {})
+        model.usual_attention = model.config._attn_implementation or "sdpa"
+    _take_road(model, "padded")
+    if road != "padded":
+        problem = preflight(model)
+        if problem is None:
+            _take_road(model, "packed")
+        elif road == "packed":
+            raise ModelError(f"road: packed cannot serve {type(model).__name__}: {problem} Use road: auto.")
+        else:
+            logger.warning("%s takes the padded road: %s", type(model).__name__, problem)
+    return model
+
+
+def _take_road(model: Any, road: str) -> None:
+    model.road = road
+    model.set_attn_implementation(NAME if road == "packed" else model.usual_attention)
+
+
+@contextmanager
+def attention(model: Any, implementation: str) -> Iterator[None]:
+    """Run with another attention implementation, and put the old one back."""
+    before = model.config._attn_implementation
+    if before == implementation:
+        yield
+        return
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The model without its head."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return model.base_model if decoder is None or decoder is model else decoder
+
+
+def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None = None) -> Any:
+    """Log-probs of a batch's responses under `model`, by its road; see `PolicyMixin`."""
+    states = packed_states(model, batch) if model.road == "packed" else padded_states(model, batch)
+    transform = HeadTransform.of(model.config.get_text_config())
+    groups, responses = batch.lengths.shape
+    if group_loss is not None:
+
+        def score(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            return fused_group_loss(
+                states, weight, bias, batch.targets, transform, batch.owner, responses, batch.rows_per_group, group_loss
+            )
+
+        return model.get_output_embeddings()(states, score=score)
+    logps = model.get_output_embeddings()(
+        states, score=lambda states, weight, bias: chunked_logps(states, weight, bias, batch.targets, transform)
+    )
+    sums = logps.new_zeros(groups * responses).index_add(0, batch.owner, logps)
+    return ResponseLogps(sums.view(groups, responses), batch.lengths)
+
+
+def packed_states(model: Any, batch: PackedBatch, plan: AttentionPlan | None = None) -> Tensor:
+    """(N, D) hidden states that predict the targets, every prompt computed once."""
+    plan = plan or AttentionPlan(batch.trees, batch.input_ids.device)
+    out = decoder_of(model)(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, return_dict=True, tree=plan
+    )
+    return out.last_hidden_state[0].index_select(0, batch.scored)
+
+
+def padded_states(model: Any, batch: PackedBatch) -> Tensor:
+    """(N, D) hidden states that predict the targets, each response behind its own copy of the prompt, right-padded."""
+    sources = _sources(batch)
+    width = max(len(source) for source in sources)
+    rows = torch.tensor([source + [0] * (width - len(source)) for source in sources]).to(batch.input_ids.device)
+    real = torch.tensor([[1] * len(source) + [0] * (width - len(source)) for source in sources])
+    out = decoder_of(model)(
+        input_ids=batch.input_ids[0][rows], attention_mask=real.to(rows.device), use_cache=False, return_dict=True
+    )
+    # a response's states stand at their positions in its own row
+    first = torch.arange(batch.lengths.numel(), device=rows.device)
+    if batch.lengths.numel() != len(sources):  # ranked groups may have gaps
+        first = torch.cumsum((batch.lengths.flatten() > 0).long(), 0) - 1
+    index = first[batch.owner] * width + batch.position_ids[0][batch.scored]
+    return out.last_hidden_state.flatten(0, 1).index_select(0, index)
+
+
+def _sources(batch: PackedBatch) -> list[list[int]]:
+    """For each response the packed indices of its sequence, in the order of `owner`."""
+    sources = []
+    for tree in batch.trees:
+        shared = list(range(tree.start, tree.start + tree.shared))
+        at = tree.start + tree.shared
+        for length in tree.branches or (0,):
+            sources.append([*shared, *range(at, at + length)])
+            at += length
+    return sources
+
+
+@torch.no_grad()
+def preflight(model: Any) -> str | None:
+    """None where both roads give the same log-probs on two short groups, else the reason in one line.
+
+    The model must stand on the padded road.
+    """
+    from preftune.data.pack import pack
+
+    config = model.config.get_text_config()
+    obstacle = _obstacle(model, config)
+    if obstacle is not None:
+        return obstacle
+    ids = [(7 * i * i + 11 * i + 3) % config.vocab_size for i in range(120)]
+    origin = Origin("preflight", "check", 1)
+    groups = [
+        TokenizedGroup(ids[:40], [ids[40:60], ids[50:85]], origin),
+        TokenizedGroup(ids[60:63], [ids[70:90], ids[70:75] + ids[90:100]], origin),
+    ]
+    was_training, before = model.training, model.road
+    batch = pack(groups).to(model.device)
+    model.eval()
+    try:
+        padded = response_logps(model, batch).means
+        _take_road(model, "packed")
+        plan = AttentionPlan(batch.trees, batch.input_ids.device)
+        packed_states(model, batch, plan)
+        packed = response_logps(model, batch).means
+    except Exception as cause:
+        return f"a packed row does not pass through its layers ({type(cause).__name__}: {str(cause).splitlines()[0]})"
+    finally:
+        _take_road(model, before)
+        model.train(was_training)
+    if plan.layers_served != config.num_hidden_layers:
+        return f"only {plan.layers_served} of its {config.num_hidden_layers} layers use plain attention."
+    gap = (padded - packed).abs().max().item()
+    allowed = PREFLIGHT_TOLERANCE.get(model.dtype, 3e-2)
+    if not gap <= allowed:
+        return f"packed and padded log-probs differ by {gap:.2g} nats per token (allowed {allowed:g})."
+    return None
+
+
+def _obstacle(model: Any, config: Any) -> str | None:
+    """What forbids packing whatever the weights: a preflight on fresh weights can be too small to show it."""
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention", "attention"}
+    if kinds:
+        return f"it has layers of another kind than plain attention ({', '.join(sorted(kinds))})."
+    if any(isinstance(module, nn.Conv1d) for module in decoder_of(model).modules()):
+        return "it has convolution or state-space layers, whose state cannot branch."
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"its rotary embedding ({rope['rope_type']}) depends on the longest sequence of a batch."
+    if model.training and any(getattr(module, "attention_dropout", 0.0) for module in model.modules()):
+        return "its attention dropout is on."
+    return None

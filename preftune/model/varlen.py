@@ -1,0 +1,106 @@
+"""The packed row as one variable-length flash call.
+
+Per group one sequence (q = shared + first branch, k = the same) and one for each further branch
+(q = branch, k = shared + branch), causal. Flash kernels align the causal triangle to the bottom right when there are
+fewer queries than keys, which is exactly the tree; a window on key distance is one on positions for the same reason.
+Queries stay where they are; keys and values are gathered once, and the gather's backward adds what the branches send
+to the shared tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from preftune.types import Tree
+
+
+@dataclass(frozen=True)
+class VarlenPlan:
+    """Cumulative lengths (S + 1,) int32 of queries and keys, the longest of each, and kv_rows (Tk,) int64 into T."""
+
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+    kv_rows: Tensor
+
+    @staticmethod
+    def of(trees: Sequence[Tree], device: torch.device | str) -> VarlenPlan:
+        queries, keys, rows = [0], [0], []
+        for tree in trees:
+            shared = range(tree.start, tree.start + tree.shared)
+            at = shared.stop
+            for number, length in enumerate(tree.branches or (0,)):
+                if number and not length:
+                    continue
+                branch = range(at, at + length)
+                at += length
+                queries.append(queries[-1] + length + (0 if number else tree.shared))
+                keys.append(keys[-1] + tree.shared + length)
+                rows += [*shared, *branch]
+        return VarlenPlan(
+            torch.tensor(queries, dtype=torch.int32).to(device, non_blocking=True),
+            torch.tensor(keys, dtype=torch.int32).to(device, non_blocking=True),
+            max(b - a for a, b in zip(queries, queries[1:], strict=False)),
+            max(b - a for a, b in zip(keys, keys[1:], strict=False)),
+            torch.tensor(rows).to(device, non_blocking=True),
+        )
+
+
+def attend_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: VarlenPlan,
+    scale: float,
+    window: int | None,
+    kernel: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """query (1, Hq, T, D), key and value (1, Hkv, T, D) -> (1, T, Hq, D).
+
+    `kernel` has the signature of `torch.nn.attention.varlen.varlen_attn`, which is what runs by default.
+    """
+    if kernel is None:
+        from torch.nn.attention.varlen import varlen_attn as kernel  # initialises CUDA kernels
+
+    q = query[0].transpose(0, 1)
+    k, v = (x[0].transpose(0, 1).index_select(0, plan.kv_rows) for x in (key, value))
+    if q.shape[1] != k.shape[1]:  # older signatures have no enable_gqa; repeating heads after the gather is always right
+        repeat = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    reach = (window - 1, 0) if window else (-1, 0)
+    out = kernel(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scale, window_size=reach)
+    return out[None]
+
+
+def varlen_attn_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """What `varlen_attn` computes, one sequence at a time with explicit masks: runs anywhere, for checks."""
+    outs = []
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    for i in range(len(bounds_q) - 1):
+        a, b = slice(bounds_q[i], bounds_q[i + 1]), slice(bounds_k[i], bounds_k[i + 1])
+        rows, columns = a.stop - a.start, b.stop - b.start
+        distance = torch.arange(rows)[:, None] + (columns - rows) - torch.arange(columns)[None, :]
+        visible = distance >= 0
+        if window_size[0] >= 0:
+            visible &= distance <= window_size[0]
+        parts = (x.transpose(0, 1)[None] for x in (q[a], k[b], v[b]))
+        out = F.scaled_dot_product_attention(*parts, attn_mask=visible.to(q.device), scale=scale)
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)

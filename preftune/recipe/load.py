@@ -1,0 +1,133 @@
+"""From a recipe file and `key=value` overrides to a checked `Recipe`.
+
+    file layer, override layer -> our names (compat) -> merged -> typed values -> Recipe
+
+All keys are flat: those of the schema, those of the chosen objective, and every field of `TrainingArguments`.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import RecipeError
+from preftune.objectives import objective_class, objective_defaults, objective_names
+from preftune.recipe import compat
+from preftune.recipe.layers import Given, Layer, merge, read_file, read_overrides
+from preftune.recipe.schema import SCHEMA_KEYS, Recipe
+from preftune.recipe.training import training_kinds
+from preftune.recipe.values import Mismatch, coerce, nearest
+
+_DEFAULT_OBJECTIVE = "simpo"
+_REQUIRED = {
+    "model_name_or_path": "Add for example model_name_or_path: path/to/model.",
+    "dataset": "Add for example dataset: path/to/pairs.jsonl.",
+}
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a YAML or JSON recipe; `overrides` win over the file.
+
+    Args:
+        path: the file, or None when the overrides say everything.
+        overrides: `key=value`, `--key=value` or `nested.key=value`; or a mapping from key to value.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown, or a value does not fit; one line that names file and
+            key, what was expected, what was found, and what to do.
+    """
+    origin = "recipe" if path is None else str(path)
+    try:
+        layer = _given(path, overrides)
+        objective = _objective_of(layer, origin)
+        layer = compat.refuse_senseless(compat.fold_gamma(layer, objective_defaults(objective)))
+        kinds = _kinds(objective)
+        _check_keys(layer, kinds, objective)
+        values = {key: _typed(key, given, kinds[key]) for key, given in layer.items()}
+    except RecursionError:
+        raise RecipeError(f"{origin}: the values are nested without end; an anchor holds itself.") from None
+    return _build(values, objective, path, {key: given.place for key, given in layer.items()})
+
+
+def _given(path: str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> Layer:
+    training = training_kinds()
+    file = {} if path is None else compat.rename(read_file(Path(path)), training)
+    last = compat.rename(read_overrides(overrides), training)
+    return merge(compat.override_gamma(file, last), last)
+
+
+def _objective_of(layer: Layer, origin: str) -> str:
+    if "objective" not in layer:
+        return _DEFAULT_OBJECTIVE
+    given = layer["objective"]
+    try:
+        objective_class(str(given.value))
+    except RecipeError as error:
+        raise RecipeError(f"{given.place or origin}: {error}") from None
+    return str(given.value)
+
+
+def _kinds(objective: str) -> dict[str, Any]:
+    """The type of every key that a recipe with this objective may have."""
+    hints = typing.get_type_hints(Recipe)
+    own = typing.get_type_hints(objective_class(objective))
+    return {
+        **training_kinds(),
+        **{key: own[key] for key in objective_defaults(objective)},
+        **{key: hints[key] for key in SCHEMA_KEYS},
+    }
+
+
+def _check_keys(layer: Layer, kinds: dict[str, Any], objective: str) -> None:
+    for key, given in layer.items():
+        if key in kinds:
+            continue
+        owners = [name for name in objective_names() if key in _names_of(name)]
+        if owners:
+            raise RecipeError(
+                f"{given.place}: '{key}' is a key of {', '.join(owners)}, but 'objective' is {objective}. "
+                f"Remove it, or set objective: {owners[0]}."
+            )
+        everything = {*kinds, *compat.ALIASES, *compat.GAMMAS, compat.WARMUP_RATIO, *compat.REFUSED, *compat.IGNORED}
+        everything |= {name for other in objective_names() for name in objective_defaults(other)}
+        meant = nearest(key, sorted(everything))
+        remedy = "" if meant.endswith("?") else " Remove it; known are our own keys and those of TrainingArguments."
+        raise RecipeError(f"{given.place}: '{key}' is not a key of a recipe{meant}{remedy}")
+
+
+def _names_of(objective: str) -> set[str]:
+    own = set(objective_defaults(objective))
+    return own | set(compat.GAMMAS) if "gamma_beta_ratio" in own else own
+
+
+def _typed(key: str, given: Given, kind: Any) -> Any:
+    try:
+        return coerce(given.value, kind)
+    except Mismatch as mismatch:
+        expected = mismatch
+    if given.text:  # on a command line `run_name=7` needs no quotes
+        try:
+            return coerce(given.text, kind)
+        except Mismatch:
+            pass
+    found = "null" if given.value is None else repr(given.value)
+    raise RecipeError(f"{given.place}: '{key}' must be {expected}, found {found}.")
+
+
+def _build(values: dict[str, Any], objective: str, path: str | Path | None, places: dict[str, str]) -> Recipe:
+    origin = "recipe" if path is None else str(path)
+    for key, remedy in _REQUIRED.items():
+        if key not in values:
+            raise RecipeError(f"{origin}: '{key}' is missing. {remedy}")
+    if path is not None:
+        values.setdefault("output_dir", f"runs/{Path(path).stem}")
+    own = objective_defaults(objective)
+    return Recipe(
+        **{key: values[key] for key in SCHEMA_KEYS if key in values},
+        objective_args={key: values[key] for key in own if key in values},
+        training={key: value for key, value in values.items() if key not in own and key not in SCHEMA_KEYS},
+        origin=origin,
+        places=places,
+    )

@@ -1,0 +1,65 @@
+"""The model card of a run: what was trained on what, how, and how it went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preftune.objectives import objective_class
+from preftune.recipe import Recipe
+
+FIGURES = (  # key, what it means
+    ("loss", "loss of the last log line"),
+    ("eval_loss", "held-out loss"),
+    ("rewards/accuracies", "share of pairs whose chosen response has the higher reward"),
+    ("eval_rewards/accuracies", "the same on held-out pairs"),
+    ("rewards/margins", "reward of the chosen response above the rejected one"),
+    ("eval_rewards/margins", "the same on held-out pairs"),
+    ("nll", "negative log-likelihood of the (chosen) response, nats per token"),
+    ("eval_nll", "the same, held out"),
+)
+
+
+def write_card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "") -> Path:
+    """Write `README.md` into the run folder; `extra` is Markdown that goes below the figures."""
+    path = folder / "README.md"
+    path.write_text(card(recipe, folder, summary, extra), encoding="utf-8")
+    return path
+
+
+def card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "") -> str:
+    """The card as Markdown, with the front matter that the hub reads."""
+    header = {"library_name": "transformers", "tags": ["preftune", recipe.objective]}
+    if not Path(recipe.model_name_or_path).exists():
+        header["base_model"] = recipe.model_name_or_path
+    metrics = summary["metrics"]
+    rows = [f"| `{key}` | {metrics[key]:.4g} | {meaning} |" for key, meaning in FIGURES if key in metrics]
+    plots = [f"![{path.stem}](plots/{path.name})" for path in sorted((folder / "plots").glob("*.png"))]
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(header, sort_keys=False).strip(),
+            "---",
+            f"# {folder.resolve().name}",
+            "",
+            f"Trained from `{recipe.model_name_or_path}` on `{recipe.dataset}` ({summary['rows']} groups) with preftune "
+            f"{summary['versions']['preftune']}.",
+            "",
+            f"Objective: `{summary['objective']}` ({objective_class(recipe.objective).source}).",
+            "",
+            f"{summary['steps']} steps in {summary['train_seconds']:.0f} s on {summary['device']} "
+            f"({summary['groups_per_second']:.3g} groups per second, peak memory {summary['peak_memory_gib']:.2f} GiB).",
+            "",
+            "| metric | value | |",
+            "|---|---|---|",
+            *rows,
+            "",
+            *([extra, ""] if extra else []),
+            *plots,
+            "",
+            "The complete settings are in `recipe.yaml`, every log line in `log.jsonl`.",
+            "",
+        ]
+    )

@@ -1,0 +1,210 @@
+"""A recipe run from end to end: load, tokenise, train, and leave the run folder.
+
+    recipe.yaml  log.jsonl  summary.json  plots/*.png  README.md  checkpoint-N/  and the model in transformers' files
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from transformers.utils import logging as hf_logging
+
+from preftune import __version__
+from preftune.data import TokenizationReport, load_preferences, tokenize_examples
+from preftune.data.plan import Cut
+from preftune.errors import ModelError, RecipeError
+from preftune.model.load import load_model, load_tokenizer
+from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
+from preftune.train.card import write_card
+from preftune.train.checkpoint import checkpoints, resolve_resume
+from preftune.train.plots import plot_log
+from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
+from preftune.train.trainer import PreferenceArguments, PreferenceTrainer, default_micro_batch_tokens
+from preftune.types import TokenizedGroup
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: str | Path, **overrides: Any) -> dict[str, Any]:
+    """Train by a recipe file: `train("recipe.yaml", learning_rate=5e-7)` returns the summary."""
+    return train_recipe(load_recipe(recipe, overrides))
+
+
+def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train by a recipe and return what `summary.json` holds.
+
+    Raises:
+        PreftuneError: the recipe, the data, the model or a checkpoint is wrong; nothing is written before the data and
+            the model have been read.
+        KeyboardInterrupt: the user stopped the run; a checkpoint was saved.
+    """
+    started = time.perf_counter()
+    quiet_transformers()
+    tokenizer = load_tokenizer(
+        recipe.tokenizer_name_or_path or recipe.model_name_or_path,
+        revision=recipe.model_revision,
+        trust_remote_code=recipe.trust_remote_code,
+        chat_template=recipe.chat_template,
+    )
+    groups, report = load_groups(recipe, tokenizer, recipe.dataset, "train")
+    held_out = None
+    if recipe.eval_dataset is not None:
+        held_out, _ = load_groups(recipe, tokenizer, recipe.eval_dataset, "test")
+    args = build_arguments(recipe)
+    set_seed(args.seed)
+    model = load_model(
+        recipe.model_name_or_path,
+        torch_dtype=_weights_dtype(recipe),
+        attn_implementation=recipe.attn_implementation,
+        revision=recipe.model_revision,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    _check_vocabulary(recipe, tokenizer, model)
+    folder = Path(recipe.output_dir)
+    resume = resolve_resume(args.resume_from_checkpoint, folder)
+    interrupt = SaveOnInterrupt()
+    trainer = PreferenceTrainer(
+        model,
+        args,
+        objective=recipe.build_objective(),
+        train_dataset=groups,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        sft_weight=recipe.effective_sft_weight,
+        sft_normalization=recipe.sft_normalization,
+        cut=Cut(max_tokens=recipe.micro_batch_tokens or default_micro_batch_tokens(args.device)),
+        road=recipe.road,
+        share_prompt=recipe.share_prompt,
+        keep_dropout=not recipe.disable_dropout,
+        master_weights=recipe.master_weights,
+        callbacks=[RunLog(folder), TerminalProgress(recipe.objective), interrupt, *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        _announce(recipe, report, trainer, resume, checkpoints(folder))
+    loop = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    loop = time.perf_counter() - loop
+    if interrupt.asked:
+        raise KeyboardInterrupt(f"saved; go on with: preftune train {folder}/recipe.yaml resume_from_checkpoint=true")
+    trainer.save_model()
+    summary = _summary(recipe, trainer, report, loop, time.perf_counter() - started)
+    if trainer.is_world_process_zero():
+        write_run_files(recipe, folder, summary)
+    return summary
+
+
+def load_groups(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, dataset: str | Sequence[str], split: str
+) -> tuple[list[TokenizedGroup], TokenizationReport]:
+    """The token groups of a recipe's dataset, and what was cut."""
+    layout = recipe.build_objective().layout
+    examples = load_preferences(dataset, split=split, layout=layout, columns=recipe.columns)
+    return tokenize_examples(
+        examples, tokenizer, max_length=recipe.max_length, max_prompt_length=recipe.max_prompt_length
+    )
+
+
+def build_arguments(recipe: Recipe) -> PreferenceArguments:
+    """`TrainingArguments` with the recipe's global batch for this number of processes."""
+    batch = resolve_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    given = {
+        **recipe.training,
+        "per_device_train_batch_size": batch.per_device,
+        "gradient_accumulation_steps": batch.accumulation,
+    }
+    if recipe.torch_dtype == "float16":
+        if not torch.cuda.is_available():
+            raise RecipeError("torch_dtype: float16 needs a GPU. Use bfloat16 or float32 on this machine.")
+        given["fp16"] = True
+    given.setdefault("disable_tqdm", True)  # TerminalProgress shows more
+    try:
+        return PreferenceArguments(**given)
+    except (ValueError, TypeError, ImportError) as cause:
+        raise RecipeError(f"{recipe.origin}: {str(cause).splitlines()[0]}") from cause
+
+
+def _weights_dtype(recipe: Recipe) -> str | None:
+    """float16 is a compute type here (autocast with loss scaling over float32 weights)."""
+    return "float32" if recipe.torch_dtype == "float16" else recipe.torch_dtype
+
+
+def _check_vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer)} tokens, but '{recipe.model_name_or_path}' embeds {rows}. "
+            "Set tokenizer_name_or_path to the model's own tokenizer."
+        )
+
+
+def _announce(
+    recipe: Recipe, report: TokenizationReport, trainer: PreferenceTrainer, resume: Path | None, left: list[Path]
+) -> None:
+    args = trainer.args
+    logger.info("Objective: %s", describe_objective(recipe))
+    logger.info("Data: %s", report)
+    batch = args.train_batch_size * args.world_size
+    logger.info(
+        "Steps of %d groups, micro-batches of up to %s tokens, %s road.", batch, trainer.cut.max_tokens, trainer.model.road
+    )
+    if resume is None and left:
+        logger.warning("%s is left from an earlier run; starting afresh. Set resume_from_checkpoint=true to go on.", left[0])
+
+
+def _summary(
+    recipe: Recipe, trainer: PreferenceTrainer, report: TokenizationReport, loop: float, total: float
+) -> dict[str, Any]:
+    records = read_log(Path(recipe.output_dir) / LOG)
+    metrics = {}
+    for record in records:
+        metrics.update(record)
+    for key in ("step", "seconds", "epoch"):
+        metrics.pop(key, None)
+    steps = trainer.state.global_step
+    groups = min(steps * trainer.args.train_batch_size * trainer.args.world_size, round(report.rows * trainer.state.epoch))
+    return {
+        "objective": describe_objective(recipe),
+        "metrics": metrics,
+        "steps": steps,
+        "rows": report.rows,
+        "data": report.to_dict(),
+        "seconds_total": round(total, 3),
+        "train_seconds": round(loop, 3),
+        "groups_per_second": round(groups / loop, 3),
+        "tokens_total": trainer.tokens_seen,
+        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "road": trainer.model.road,
+        "device": str(trainer.args.device),
+        "processes": trainer.args.world_size,
+        "versions": {
+            "python": platform.python_version(),
+            "preftune": __version__,
+            **{name: version(name) for name in ("torch", "transformers", "accelerate")},
+        },
+    }
+
+
+def write_run_files(recipe: Recipe, folder: Path, summary: dict[str, Any]) -> None:
+    """summary.json, plots and the model card of a finished run."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    plot_log(read_log(folder / LOG), folder / "plots")
+    write_card(recipe, folder, summary)
+
+
+def quiet_transformers() -> None:
+    """Leave transformers' warnings on and its progress bars and notes off."""
+    hf_logging.set_verbosity_warning()
+    hf_logging.disable_progress_bar()

@@ -1,0 +1,210 @@
+"""The values that flow along the road: example, token group, packed batch, log-probs, objective output.
+
+Shape letters: G groups, K responses per group, S = G*K sequences, T packed tokens, N scored tokens.
+Log-probabilities are natural logarithms (nats), float32 unless the model computes in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(StrEnum):
+    """How many responses a group has, and what they mean to each other."""
+
+    SINGLE = "single"  # K = 1: the answer to imitate
+    PAIRED = "paired"  # K = 2: chosen, rejected
+    UNPAIRED = "unpaired"  # K = 1 and a mismatched probe
+    RANKED = "ranked"  # any K, best first
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row came from, for error messages. `row` counts from 1, as editors count lines."""
+
+    dataset: str
+    split: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}[{self.split}] row {self.row}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and K responses, as text.
+
+    `prompt` is a conversation that ends before the answer. `responses` are the final assistant turns, best first
+    (chosen, rejected). `scores` are empty or one number a response.
+    """
+
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    origin: Origin
+    scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenizedGroup:
+    """One prompt and K responses as token ids. Every prompt has at least one token, every response at least one."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    origin: Origin
+    scores: tuple[float, ...] = ()
+
+    def shared_length(self) -> int:
+        """Tokens at the front that all responses have in common and that are fed to the model once.
+
+        The prompt, and the opening that the responses share. The last token of a response predicts nothing, so it is
+        never fed: a response of one token needs nothing beyond the prompt.
+        """
+        shortest = min(len(ids) for ids in self.response_ids) - 1
+        first = self.response_ids[0]
+        opening = 0
+        while opening < shortest and all(ids[opening] == first[opening] for ids in self.response_ids):
+            opening += 1
+        return len(self.prompt_ids) + opening
+
+    def packed_length(self) -> int:
+        """Tokens this group occupies in a packed row."""
+        shared = self.shared_length()
+        return shared + sum(len(self.prompt_ids) + len(ids) - 1 - shared for ids in self.response_ids)
+
+
+class Tree(NamedTuple):
+    """Where one group lies in the packed row: `shared` tokens from `start`, then each branch in turn.
+
+    A branch attends to the shared tokens and to itself; branches do not see each other. A branch may be empty.
+    """
+
+    start: int
+    shared: int
+    branches: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.shared + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What is known of the responses beside their tokens.
+
+    scores (G, K) float32; valid (G, K) bool, False where a ranked group has fewer than K responses;
+    baseline () is KTO's reference point z, reduced over the whole step.
+    """
+
+    scores: Tensor
+    valid: Tensor
+    baseline: Tensor | None = None
+
+    def select(self, groups: slice) -> Feedback:
+        return Feedback(self.scores[groups], self.valid[groups], self.baseline)
+
+    def to(self, device: torch.device | str) -> Feedback:
+        baseline = None if self.baseline is None else self.baseline.to(device)
+        return Feedback(self.scores.to(device, non_blocking=True), self.valid.to(device, non_blocking=True), baseline)
+
+
+@dataclass(frozen=True)
+class ResponseLogps:
+    """Log-probability of each response given its prompt: `sums` (G, K) in nats and `lengths` (G, K) int64 in tokens."""
+
+    sums: Tensor
+    lengths: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """(G, K) nats per token; 0 where a ranked group has no such response."""
+        return self.sums / self.lengths.clamp(min=1)
+
+    @property
+    def chosen(self) -> Tensor:
+        return self.sums[:, 0]
+
+    @property
+    def rejected(self) -> Tensor:
+        return self.sums[:, 1]
+
+    def select(self, groups: slice) -> ResponseLogps:
+        return ResponseLogps(self.sums[groups], self.lengths[groups])
+
+    def detach(self) -> ResponseLogps:
+        return ResponseLogps(self.sums.detach(), self.lengths)
+
+    def to(self, device: torch.device | str) -> ResponseLogps:
+        return ResponseLogps(self.sums.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """losses (G,) not reduced; rewards (G, K) detached; terms: further (G,) values worth logging."""
+
+    losses: Tensor
+    rewards: Tensor
+    terms: dict[str, Tensor]
+
+    def __init__(self, losses: Tensor, rewards: Tensor, terms: dict[str, Tensor] | None = None) -> None:
+        object.__setattr__(self, "losses", losses)
+        object.__setattr__(self, "rewards", rewards)
+        object.__setattr__(self, "terms", terms or {})
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch: groups laid end to end in one row, without padding.
+
+    input_ids, position_ids (1, T) int64; trees says which tokens see which.
+    scored (N,) index into T of the state that predicts target i; targets (N,) token ids; owner (N,) response number
+    in [0, S). Targets are ordered group by group, response by response. lengths (G, K) int64.
+    weights (G,) float32: 1, or 0 for a filler that keeps the ranks in step.
+    rows_per_group: scored tokens of each group, on the host, so that cutting needs no device read.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    trees: tuple[Tree, ...]
+    scored: Tensor
+    targets: Tensor
+    owner: Tensor
+    lengths: Tensor
+    feedback: Feedback
+    weights: Tensor
+    rows_per_group: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    reference: ResponseLogps | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        if self.input_ids.device == torch.device(device):
+            return self
+        names = ("input_ids", "position_ids", "scored", "targets", "owner", "lengths", "weights")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        reference = None if self.reference is None else self.reference.to(device)
+        return replace(self, **moved, feedback=self.feedback.to(device), reference=reference)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One whole optimizer step of one rank: its micro-batches, and the divisors counted over all ranks."""
+
+    micro_batches: tuple[PackedBatch, ...]
+    global_groups: int
+    global_first_tokens: int  # tokens of the first (chosen) responses, the divisor of token-mean terms

@@ -1,0 +1,139 @@
+"""`preftune chat` with a tiny random model: its words are noise, the road to them is what is tested."""
+
+import io
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from preftune.cli.main import main
+from preftune.data.chat import read_chat_format
+from preftune.errors import ModelError
+from preftune.serve.chat import Chat, model_folder
+from preftune.types import Message
+
+WORDS = ["<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "a", "b", "c", "d"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="c"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|end|>", additional_special_tokens=WORDS[1:4]
+    )
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=4,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def talk(folder):
+    from preftune.model.load import load_model, load_tokenizer
+
+    model = load_model(str(folder)).eval()
+    return Chat(model, read_chat_format(load_tokenizer(str(folder))), temperature=0, max_tokens=4)
+
+
+def lines(monkeypatch, text, terminal=False):
+    stream = io.StringIO(text)
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stdin", stream)
+
+
+def test_each_line_of_a_pipe_is_answered_by_itself(folder, monkeypatch, capsys):
+    lines(monkeypatch, "a\n\nb\na\n")
+    assert main(["chat", str(folder), "--temperature", "0", "--max-tokens", "3"]) == 0
+    answers = capsys.readouterr().out.split("\n")
+    assert answers[-1] == "" and len(answers) == 4
+    assert answers[0] == answers[2]
+
+
+def test_the_same_seed_gives_the_same_answer(folder, monkeypatch, capsys):
+    said = []
+    for _ in range(2):
+        lines(monkeypatch, "a\nb\n")
+        assert main(["chat", str(folder), "--seed", "3", "--max-tokens", "8"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+def test_a_terminal_has_history_until_reset_and_leaves_by_exit(folder, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(Chat, "ask", lambda self, question: asked.append(question))
+    monkeypatch.setattr(Chat, "reset", lambda self: asked.append("forgotten"))
+    lines(monkeypatch, "a\n/reset\nb\n/exit\nc\n", terminal=True)
+    assert main(["chat", str(folder)]) == 0
+    assert asked == ["a", "forgotten", "b"]
+
+
+def test_the_conversation_is_remembered(talk):
+    first = talk.ask("a")
+    talk.ask("b")
+    assert talk.turns[:3] == [Message("user", "a"), Message("assistant", first), Message("user", "b")]
+
+
+def test_without_history_a_question_stands_alone(talk):
+    talk.history = False
+    talk.ask("a")
+    talk.ask("b")
+    assert [turn.role for turn in talk.turns] == ["user", "assistant"]
+
+
+def test_the_oldest_turns_are_forgotten_when_the_context_is_full(talk):
+    for _ in range(12):
+        talk.ask("a b c a b")
+    assert talk.turns[0].role == "user"
+    assert len(talk._prompt_ids()) <= 32
+
+
+def test_a_question_longer_than_the_context_is_refused(talk):
+    with pytest.raises(ModelError, match="Ask a shorter one"):
+        talk.ask("a " * 40)
+    assert talk.turns == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("none", "ModelError: The folder 'none' does not exist. 'preftune demo' makes one: runs/demo.\n"),
+        ("empty", "ModelError: There is no model in 'empty': neither config.json nor checkpoint-N.\n"),
+    ],
+)
+def test_a_folder_without_a_model_is_one_line(tmp_path, monkeypatch, capsys, name, line):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["chat", name]) == 2
+    assert capsys.readouterr().err == line
+
+
+def test_a_run_without_a_final_model_gives_its_newest_checkpoint(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11"):
+        (tmp_path / name).mkdir()
+        if name != "checkpoint-11":
+            (tmp_path / name / "config.json").touch()
+    assert model_folder(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("words", [["--temperature", "-1"], ["--max-tokens", "0"], ["--temperature", "hot"]])
+def test_a_wrong_option_leaves_with_2(words, capsys):
+    assert main(["chat", "x", *words]) == 2
+    assert "usage: preftune chat" in capsys.readouterr().err

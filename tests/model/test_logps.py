@@ -1,0 +1,124 @@
+"""The head alone: tiles, transforms and gradients against the textbook line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from preftune.model.logps import HeadTransform, chunked_logps, fused_group_loss, rows_per_tile
+
+LENGTHS = torch.tensor([[3, 5], [1, 1], [9, 2]])
+ROWS = int(LENGTHS.sum())
+OWNER = torch.repeat_interleave(torch.arange(6), LENGTHS.flatten())
+TRANSFORMS = [HeadTransform(), HeadTransform(0.5), HeadTransform(1.0, 3.0), HeadTransform(2.0, 1.5)]
+
+
+def tensors(dtype=torch.float64, vocabulary=50, bias=True):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(ROWS, 8, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(vocabulary, 8, generator=generator, dtype=dtype).requires_grad_()
+    offset = torch.randn(vocabulary, generator=generator, dtype=dtype).requires_grad_() if bias else None
+    return states, weight, offset, torch.randint(0, vocabulary, (ROWS,), generator=generator)
+
+
+def textbook(states, weight, bias, targets, transform):
+    logits = torch.nn.functional.linear(states, weight, bias) * transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def group_loss(sums, groups):
+    means = sums / LENGTHS[groups]
+    return torch.nn.functional.softplus(means[:, 1] - 2 * means[:, 0]).sum()
+
+
+@pytest.mark.parametrize("tile_rows", [1, 4, 7, 100])
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_chunked_logps_and_their_gradients(transform, tile_rows, bias):
+    states, weight, offset, targets = tensors(bias=bias)
+    inputs = [x for x in (states, weight, offset) if x is not None]
+    grad = torch.randn(ROWS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = textbook(states, weight, offset, targets, transform)
+    found = chunked_logps(states, weight, offset, targets, transform, tile_rows)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(found, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-11)
+
+
+@pytest.mark.parametrize("tile_rows", [1, 4, 8, 100])  # 1 and 4: groups longer than a tile
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_group_loss_and_its_gradients(transform, tile_rows, bias):
+    states, weight, offset, targets = tensors(bias=bias)
+    inputs = [x for x in (states, weight, offset) if x is not None]
+    logps = textbook(states, weight, offset, targets, transform)
+    sums = torch.zeros(6, dtype=torch.float64).index_add(0, OWNER, logps).view(3, 2)
+    wanted = 0.7 * group_loss(sums, slice(None))
+    rows = LENGTHS.sum(1).tolist()
+    loss, found = fused_group_loss(
+        states, weight, offset, targets, transform, OWNER, 2, rows, group_loss, tile_rows
+    )
+    assert torch.allclose(found, sums, atol=1e-12)
+    assert not found.requires_grad
+    wanted_gradients = torch.autograd.grad(wanted, inputs)
+    for one, other in zip(torch.autograd.grad(0.7 * loss, inputs), wanted_gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-11)
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_no_product():
+    states, weight, _, targets = tensors(bias=False)
+    weight.requires_grad_(False)
+    fused_group_loss(
+        states, weight, None, targets, HeadTransform(), OWNER, 2, LENGTHS.sum(1).tolist(), group_loss
+    )[0].backward()
+    assert states.grad is not None
+    assert weight.grad is None
+
+
+def test_a_second_backward_fails_instead_of_being_wrong():
+    states, weight, _, targets = tensors(bias=False)
+    rows = LENGTHS.sum(1).tolist()
+    loss, _ = fused_group_loss(states, weight, None, targets, HeadTransform(), OWNER, 2, rows, group_loss)
+    loss.backward(retain_graph=True)
+    with pytest.raises(TypeError):
+        loss.backward()
+
+
+def test_low_precision_states_give_float32_logps_near_the_exact_ones():
+    states, weight, _, targets = tensors(torch.float32, vocabulary=4000, bias=False)
+    exact = textbook(states.double(), weight.double(), None, targets, HeadTransform())
+    low = chunked_logps(states.bfloat16(), weight.bfloat16(), None, targets, HeadTransform())
+    assert low.dtype == torch.float32
+    assert (low - exact).abs().max() < 0.1
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = chunked_logps(states, weight, None, targets, HeadTransform())
+    assert torch.equal(cast, low)
+
+
+def test_large_logits_do_not_overflow():
+    states, weight, _, targets = tensors(torch.float32, bias=False)
+    found = chunked_logps(states * 1e4, weight, None, targets, HeadTransform())
+    assert found.isfinite().all()
+
+
+def test_tiles_are_chosen_by_bytes():
+    assert rows_per_tile(32_000, torch.device("cpu")) == 524
+    assert rows_per_tile(10**9, torch.device("cpu")) == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"logit_scale": 0.25}, HeadTransform(0.25)),
+        ({"logits_scaling": 4.0}, HeadTransform(0.25)),
+        ({"final_logit_softcapping": 30.0}, HeadTransform(1.0, 30.0)),
+        ({"lm_head_multiplier": 2.0}, HeadTransform(2.0)),
+        ({}, HeadTransform()),
+    ],
+)
+def test_the_transform_is_read_from_the_configuration(config, wanted):
+    assert HeadTransform.of(type("Config", (), config)()) == wanted

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+import transformers
+
+from preftune.data.pack import pack
+from preftune.errors import ModelError
+from preftune.model.attention import NAME
+from preftune.model.load import disable_dropout, load_model, load_tokenizer
+from preftune.model.policy import attention, to_policy
+from tests.small import SHAPE, build_group, build_groups, build_model, lengths_of, slow_logps
+
+
+def test_a_policy_is_still_the_model_it_was(tmp_path):
+    model = build_model("llama")
+    names = list(model.state_dict())
+    ids = torch.tensor([[1, 5, 9, 14]])
+    before = model.eval()(input_ids=ids).logits
+    to_policy(model)
+    assert model.road == "packed"
+    assert list(model.state_dict()) == names
+    assert isinstance(model, transformers.LlamaForCausalLM)
+    assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["architectures"] == ["LlamaForCausalLM"]
+    assert NAME not in (tmp_path / "config.json").read_text()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+def test_a_policy_generates_with_padding_as_before():
+    model = build_model("llama").eval()
+    ids = torch.tensor([[0, 0, 1, 5], [1, 9, 14, 7]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+
+    def answer():
+        return model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+
+    before = answer()
+    to_policy(model)
+    assert torch.equal(answer(), before)
+    assert model.config._attn_implementation == NAME
+
+
+def test_a_policy_twice_is_a_policy():
+    model = to_policy(to_policy(build_model("llama")))
+    assert type(model).__name__ == "LlamaForCausalLM"
+    groups = build_groups(3)
+    assert torch.allclose(model(batch=pack(groups)).sums, slow_logps(build_model("llama"), groups), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["MambaConfig", "FalconH1Config"])
+def test_a_model_that_is_not_plain_attention_takes_the_padded_road(kind, caplog):
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**{**SHAPE, "num_hidden_layers": 2})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    groups = [build_group(9, 5, 7), build_group(4, 3, 8)]
+    wanted = slow_logps(model, groups)
+    with caplog.at_level(logging.WARNING):
+        to_policy(model)
+    assert model.road == "padded"
+    assert "takes the padded road" in caplog.text
+    assert torch.allclose(model(batch=pack(groups)).means, wanted / lengths_of(groups), atol=1e-4)
+
+
+def test_asking_for_the_packed_road_where_it_cannot_go_is_refused():
+    config = transformers.MambaConfig(**{**SHAPE, "num_hidden_layers": 2})
+    with pytest.raises(ModelError, match="road: packed cannot serve MambaForCausalLM"):
+        to_policy(transformers.AutoModelForCausalLM.from_config(config), "packed")
+
+
+def test_an_unknown_road_is_refused():
+    with pytest.raises(ModelError, match="'road' must be one of auto, packed, padded, found 'fast'"):
+        to_policy(build_model("llama"), "fast")
+
+
+def test_attention_dropout_is_refused_on_the_packed_road():
+    model = to_policy(build_model("llama", attention_dropout=0.1).eval())
+    model.train()
+    with pytest.raises(ModelError, match="Set disable_dropout: true"):
+        model(batch=pack(build_groups(2)))
+    assert disable_dropout(model) == 3
+    model(batch=pack(build_groups(2)))
+
+
+def test_the_former_attention_comes_back_after_an_error():
+    model = to_policy(build_model("llama"))
+    with pytest.raises(ZeroDivisionError), attention(model, "eager"):
+        assert model.config._attn_implementation == "eager"
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == NAME
+
+
+def test_loading_says_in_one_line_what_is_wrong(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    cases = {
+        str(tmp_path / "absent"): "does not exist",
+        str(tmp_path / "file"): "is a file",
+        str(tmp_path / "empty"): "has no config.json",
+        str(broken): "No model can be loaded",
+    }
+    for name, expected in cases.items():
+        with pytest.raises(ModelError) as refused:
+            load_model(name)
+        assert expected in str(refused.value)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ModelError, match="'torch_dtype' must be one of auto, float32"):
+        load_model(str(broken), torch_dtype="int8")
+    with pytest.raises(ModelError, match="does not exist"):
+        load_tokenizer(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, torch.float32), ("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_weights_are_loaded_in_the_precision_asked_for(tmp_path, asked, got):
+    build_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), torch_dtype=asked).dtype == got
