@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -78,7 +79,7 @@ def _log_to_stderr() -> None:
     """Show the package's log lines, which say what was chosen or converted."""
     log = logging.getLogger("preftune")
     log.handlers = [logging.StreamHandler()]  # a new one: sys.stderr may have been replaced since the last call
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, not once a process
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     _build_demo_model(recipe)
     from preftune.train.run import train_recipe
 
-    _print_summary(train_recipe(recipe), recipe, options.json)
+    summary = train_recipe(recipe)
+    if os.environ.get("RANK", "0") == "0":
+        _print_summary(summary, recipe, options.json)
     return 0
 
 

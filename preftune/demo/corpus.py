@@ -151,13 +151,14 @@ def sft_rows(seed: int, epochs: int) -> list[SftRow]:
     return rows
 
 
-def pair_rows(seed: int, swap: bool = False) -> list[PairRow]:
-    """Pairs of the trained facts of this seed's split, in random order.
+def pair_rows(seed: int, swap: bool = False, heldout: bool = False) -> list[PairRow]:
+    """Pairs of the trained facts of this seed's split, or of the held-out ones, in random order.
 
     `swap` is the control run: the answers change sides, so that the Chinese text stands in the rejected column.
     """
     rows = []
-    for question in ask(split_facts(load_facts(), seed).trained, PAIR_PHRASINGS):
+    split = split_facts(load_facts(), seed)
+    for question in ask(split.heldout if heldout else split.trained, PAIR_PHRASINGS):
         sides = (question.fact.answer_zh.text, question.fact.answer_en.text)
         chosen, rejected = reversed(sides) if swap else sides
         rows.append(PairRow(question.text, chosen, rejected))

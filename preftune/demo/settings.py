@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Sizes of the small Llama (tied head): about 3.7 million parameters."""
+    """Sizes of the small Llama (tied head): 3.74 million parameters with 2048 tokens."""
 
     vocab_size: int = 2048
     hidden_size: int = 256

@@ -102,6 +102,12 @@ def test_pairs_cover_two_thirds_of_the_facts_in_the_pair_phrasings():
     assert all(is_chinese(row.answer_zh) and not is_chinese(row.answer_en) for row in rows)
 
 
+def test_heldout_pairs_are_of_the_facts_that_are_in_no_training_pair():
+    rows = pair_rows(0, heldout=True)
+    assert {row.question for row in rows} == {question.text for question in question_sets(0).heldout}
+    assert {row.question for row in rows}.isdisjoint(row.question for row in pair_rows(0))
+
+
 def test_swapped_pairs_are_the_same_pairs_with_the_answers_exchanged():
     assert [(row.question, row.answer_en, row.answer_zh) for row in pair_rows(0)] == [
         (row.question, row.answer_zh, row.answer_en) for row in pair_rows(0, swap=True)
