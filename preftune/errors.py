@@ -2,7 +2,7 @@
 
 
 class PreftuneError(Exception):
-    """Root of every error that is the input's fault; the command line prints it as one line and exits with `exit_code`."""
+    """Root of the errors that a user can mend; the command line prints one line and exits with `exit_code`."""
 
     exit_code = 2
 
@@ -27,7 +27,9 @@ class MissingExtraError(PreftuneError):
     """An optional package is needed and not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs the '{extra}' extra, which is not installed. Run: pip install 'preftune[{extra}]'")
+        super().__init__(
+            f"{what} needs the '{extra}' extra, which is not installed. Run: pip install 'preftune[{extra}]'"
+        )
 
 
 class TrainingError(PreftuneError):

@@ -1,4 +1,4 @@
-"""Small random models, groups with chosen shapes, and the slow way to log-probs: what the fast roads are held against."""
+"""Small random models, groups of chosen shapes, and the slow way to log-probs that the fast roads are held against."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "qwen3": ("Qwen3Config", {"head_dim": 16}),
     "gemma2": ("Gemma2Config", GEMMA2),  # soft-caps, alternating windows, tied
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}),
-    "gpt-oss": ("GptOssConfig", {"head_dim": 16, "sliding_window": 12, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "gpt-oss": (
+        "GptOssConfig",
+        {"head_dim": 16, "sliding_window": 12, "num_local_experts": 2, "num_experts_per_tok": 1},
+    ),
     "granite": ("GraniteConfig", {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2}),
     "cohere2": ("Cohere2Config", {"sliding_window": 12, "logit_scale": 0.25}),
 }

@@ -1,4 +1,4 @@
-"""`preftune demo`: from nothing to a model that has learnt to prefer Chinese answers, with every figure before and after.
+"""`preftune demo`: from nothing to a model that has learnt to prefer Chinese answers, with figures before and after.
 
 In: a folder and a seed. Out: the run folder of the SimPO training, with `samples.md` and the `heldout` figures in
 `summary.json` beside what every run leaves.
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.demo.build import build_sft, simpo_recipe, write_data
 from preftune.demo.corpus import QuestionSets, load_facts, pick_samples, question_sets
-from preftune.demo.evaluate import Figures, answer, count_answers, evaluate_sets
+from preftune.demo.evaluate import answer, count_answers, evaluate_sets
 from preftune.demo.report import Sample, figures_markdown, figures_table, samples_table, write_samples
 from preftune.demo.settings import FIXED_QUESTIONS
 from preftune.model.load import load_model, load_tokenizer
@@ -82,17 +82,13 @@ def _look(
     return {name: found.to_dict() for name, found in figures.items()}, _answers(model, tokenizer, sets)
 
 
-def _answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sets: QuestionSets
-) -> list[tuple[str, str]]:
+def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sets: QuestionSets) -> list[tuple[str, str]]:
     questions = [*FIXED_QUESTIONS, *(question.text for question in pick_samples(sets.heldout, HELDOUT_SAMPLES))]
     given = answer(model, tokenizer, questions)
     return [(question, reply.text) for question, reply in zip(questions, given, strict=True)]
 
 
-def _side_by_side(
-    before: list[tuple[str, str]], after: list[tuple[str, str]]
-) -> tuple[list[Sample], list[Sample]]:
+def _side_by_side(before: list[tuple[str, str]], after: list[tuple[str, str]]) -> tuple[list[Sample], list[Sample]]:
     samples = [Sample(question, old, new) for (question, old), (_, new) in zip(before, after, strict=True)]
     return samples[: len(FIXED_QUESTIONS)], samples[len(FIXED_QUESTIONS) :]
 
@@ -111,7 +107,9 @@ def _heldout(before: FigureSets, after: FigureSets) -> dict[str, float]:
 
 
 def _next_steps(console: Console, output: Path, seconds: float) -> None:
-    console.print(f"\nDone in {seconds:.0f} s. Everything is in {output}/: samples.md, summary.json, plots/, README.md.")
+    console.print(
+        f"\nDone in {seconds:.0f} s. Everything is in {output}/: samples.md, summary.json, plots/, README.md."
+    )
     console.print("Go on with:", style="bold")
     for line in (
         f"preftune chat {output} --no-history",

@@ -1,8 +1,8 @@
 """Attention over packed groups: every response sees its prompt and itself, nothing else.
 
-Registered with the attention interface of transformers as `preftune`, so that no model code is touched: the policy calls
-the decoder with `tree=AttentionPlan(...)` as a keyword, and each layer hands it to `tree_attention`. The name has no
-mask function, so transformers builds no [T, T] mask.
+Registered with the attention interface of transformers as `preftune`, so that no model code is touched: the policy
+calls the decoder with `tree=AttentionPlan(...)` as a keyword, and each layer hands it to `tree_attention`. The name has
+no mask function, so transformers builds no [T, T] mask.
 
 Roads, chosen by `tree_attention` from the device and what the layer asks for:
 * CPU, long groups: one flash call per segment, merged through the log-sum-exp; the backward of each segment is called
@@ -136,7 +136,7 @@ def tree_attention(
         output (1, T, Hq, D), and None for the attention weights.
 
     Raises:
-        ModelError: the layer needs something that the packed road does not do (the preflight then takes the padded one).
+        ModelError: the layer needs what the packed road does not do (the preflight then takes the padded one).
     """
     if tree is None or query.shape[0] != 1 or query.shape[2] != tree.tokens or key.shape[2] != tree.tokens:
         raise ModelError("This model's layers do not pass the packed row through; the packed road cannot serve it.")
@@ -222,7 +222,7 @@ class SegmentFlash(torch.autograd.Function):
 
 
 def _segments(tree: Tree) -> list[tuple[slice, slice, bool, bool]]:
-    """(queries, keys, causal, adds), in the order they must run; `adds`: earlier segments had these queries and keys."""
+    """(queries, keys, causal, adds), in the order they run; `adds`: earlier segments had these queries and keys."""
     shared = slice(tree.start, tree.start + tree.shared)
     first = tree.branches[0] if tree.branches else 0
     trunk = slice(tree.start, shared.stop + first)

@@ -73,7 +73,9 @@ class _Head:
         total = logits.sub_(peak).exp_().sum(dim=-1, keepdim=True)
         return logits.div_(total), (picked - total.log())[:, 0]
 
-    def backward_(self, probabilities: Tensor, slope: Tensor | None, states: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
+    def backward_(
+        self, probabilities: Tensor, slope: Tensor | None, states: Tensor, targets: Tensor, grad: Tensor
+    ) -> Tensor:
         """Gradient of sum_i grad_i · log p_i(target_i) to the states; adds those of weight and bias to their sums.
 
         `probabilities` is consumed. `slope` is the soft-cap's derivative at the tile, None without one.

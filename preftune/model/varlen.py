@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,8 @@ class VarlenPlan:
         return VarlenPlan(
             torch.tensor(queries, dtype=torch.int32).to(device, non_blocking=True),
             torch.tensor(keys, dtype=torch.int32).to(device, non_blocking=True),
-            max(b - a for a, b in zip(queries, queries[1:], strict=False)),
-            max(b - a for a, b in zip(keys, keys[1:], strict=False)),
+            max(b - a for a, b in pairwise(queries)),
+            max(b - a for a, b in pairwise(keys)),
             torch.tensor(rows).to(device, non_blocking=True),
         )
 
@@ -70,7 +71,9 @@ def attend_varlen(
 
     q = query[0].transpose(0, 1)
     k, v = (x[0].transpose(0, 1).index_select(0, plan.kv_rows) for x in (key, value))
-    if q.shape[1] != k.shape[1]:  # older signatures have no enable_gqa; repeating heads after the gather is always right
+    if (
+        q.shape[1] != k.shape[1]
+    ):  # older signatures have no enable_gqa; repeating heads after the gather is always right
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     reach = (window - 1, 0) if window else (-1, 0)

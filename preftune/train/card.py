@@ -44,13 +44,13 @@ def card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "")
             "---",
             f"# {folder.resolve().name}",
             "",
-            f"Trained from `{recipe.model_name_or_path}` on `{recipe.dataset}` ({summary['rows']} groups) with preftune "
-            f"{summary['versions']['preftune']}.",
+            f"Trained from `{recipe.model_name_or_path}` on `{recipe.dataset}` ({summary['rows']} groups) "
+            f"with preftune {summary['versions']['preftune']}.",
             "",
             f"Objective: `{summary['objective']}` ({objective_class(recipe.objective).source}).",
             "",
             f"{summary['steps']} steps in {summary['train_seconds']:.0f} s on {summary['device']} "
-            f"({summary['groups_per_second']:.3g} groups per second, peak memory {summary['peak_memory_gib']:.2f} GiB).",
+            f"({summary['groups_per_second']:.3g} groups a second, peak memory {summary['peak_memory_gib']:.2f} GiB).",
             "",
             "| metric | value | |",
             "|---|---|---|",

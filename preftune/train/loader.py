@@ -44,7 +44,9 @@ class StepSource(Dataset):
 
     def __getitem__(self, key: StepKey) -> Step:
         epoch, step = key
-        order: Sequence[int] = range(len(self.groups)) if self.seed is None else epoch_order(len(self.groups), self.seed, epoch)
+        order: Sequence[int] = (
+            range(len(self.groups)) if self.seed is None else epoch_order(len(self.groups), self.seed, epoch)
+        )
         rows = order[step * self.global_batch : (step + 1) * self.global_batch]
         groups = [self.groups[row] for row in rows]
         return build_step(groups, self.cut, rank=self.rank, ranks=self.ranks, share_prompt=self.share_prompt)

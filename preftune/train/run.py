@@ -1,6 +1,6 @@
 """A recipe run from end to end: load, tokenise, train, and leave the run folder.
 
-    recipe.yaml  log.jsonl  summary.json  plots/*.png  README.md  checkpoint-N/  and the model in transformers' files
+recipe.yaml  log.jsonl  summary.json  plots/*.png  README.md  checkpoint-N/  and the model in transformers' files
 """
 
 from __future__ import annotations
@@ -158,10 +158,15 @@ def _announce(
     logger.info("Data: %s", report)
     batch = args.train_batch_size * args.world_size
     logger.info(
-        "Steps of %d groups, micro-batches of up to %s tokens, %s road.", batch, trainer.cut.max_tokens, trainer.model.road
+        "Steps of %d groups, micro-batches of up to %s tokens, %s road.",
+        batch,
+        trainer.cut.max_tokens,
+        trainer.model.road,
     )
     if resume is None and left:
-        logger.warning("%s is left from an earlier run; starting afresh. Set resume_from_checkpoint=true to go on.", left[0])
+        logger.warning(
+            "%s is left from an earlier run; starting afresh. Set resume_from_checkpoint=true to go on.", left[0]
+        )
 
 
 def _summary(
@@ -174,7 +179,9 @@ def _summary(
     for key in ("step", "seconds", "epoch"):
         metrics.pop(key, None)
     steps = trainer.state.global_step
-    groups = min(steps * trainer.args.train_batch_size * trainer.args.world_size, round(report.rows * trainer.state.epoch))
+    groups = min(
+        steps * trainer.args.train_batch_size * trainer.args.world_size, round(report.rows * trainer.state.epoch)
+    )
     return {
         "objective": describe_objective(recipe),
         "metrics": metrics,

@@ -63,7 +63,7 @@ class PreferenceArguments(TrainingArguments):
         super().__post_init__()
         if self.n_gpu > 1:
             raise RecipeError(
-                f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate launch or torchrun), "
+                f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate or torchrun), "
                 "or set CUDA_VISIBLE_DEVICES to one of them."
             )
 
@@ -119,9 +119,7 @@ class PreferenceTrainer(Trainer):
 
     def _source(self, groups: Sequence[TokenizedGroup], global_batch: int, seed: int | None) -> StepSource:
         args = self.args
-        return StepSource(
-            groups, global_batch, self.cut, seed, args.process_index, args.world_size, self.share_prompt
-        )
+        return StepSource(groups, global_batch, self.cut, seed, args.process_index, args.world_size, self.share_prompt)
 
     def get_train_dataloader(self) -> StepLoader:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -135,7 +133,9 @@ class PreferenceTrainer(Trainer):
             raise RecipeError("Evaluation needs an eval_dataset.")
         return step_loader(self._source(groups, EVAL_STEP_GROUPS * self.args.world_size, seed=None))
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Step], num_batches: int, device: Any) -> tuple[list[Step], None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
+    ) -> tuple[list[Step], None]:
         return list(islice(epoch_iterator, num_batches)), None
 
     # one optimizer step

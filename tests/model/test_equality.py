@@ -11,8 +11,16 @@ import torch.nn.functional as F
 from preftune.data.pack import pack
 from preftune.model import attention
 from preftune.model.policy import to_policy
-from tests.small import ARCHITECTURES, build_group, build_groups, build_model, gradients, lengths_of, slow_logps
-from tests.small import worst_gradient_gap
+from tests.small import (
+    ARCHITECTURES,
+    build_group,
+    build_groups,
+    build_model,
+    gradients,
+    lengths_of,
+    slow_logps,
+    worst_gradient_gap,
+)
 
 LOGP_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # nats per token
 GRADIENT_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative

@@ -48,7 +48,9 @@ def padded(query, key, value, window=None, softcap=None, sinks=None):
                 scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(1, -1, len(rows), 1)], -1)
             result = (scores.softmax(-1)[..., : len(rows)] @ v).transpose(1, 2)
             # shared rows come once from every branch and are equal: keep the first
-            fresh = rows if tree.branches[0] == length and at == tree.start + tree.shared + length else rows[tree.shared :]
+            fresh = (
+                rows if tree.branches[0] == length and at == tree.start + tree.shared + length else rows[tree.shared :]
+            )
             out = out.index_copy(1, fresh, result[:, len(rows) - len(fresh) :])
     return out
 
@@ -103,9 +105,7 @@ def test_flex_attention_with_sinks(flex_on_cpu):
     q, k, v = tensors()
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], requires_grad=True)
     plan = AttentionPlan(BATCH.trees, torch.device("cpu"))
-    compare(
-        lambda: attend_flex(q, k, v, plan, SCALE, 7, None, sinks), padded(q, k, v, 7, None, sinks), q, k, v, sinks
-    )
+    compare(lambda: attend_flex(q, k, v, plan, SCALE, 7, None, sinks), padded(q, k, v, 7, None, sinks), q, k, v, sinks)
 
 
 @pytest.mark.parametrize("window", [None, 7])
@@ -148,7 +148,14 @@ def test_bottom_right_alignment_is_what_scaled_dot_product_attention_does_not_do
     v = torch.eye(5)[None, None, :, :4]
     top_left = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     ours = varlen_attn_reference(
-        q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1), torch.tensor([0, 2]), torch.tensor([0, 5]), 2, 5,
-        scale=0.5, window_size=(-1, 0),
+        q[0].transpose(0, 1),
+        k[0].transpose(0, 1),
+        v[0].transpose(0, 1),
+        torch.tensor([0, 2]),
+        torch.tensor([0, 5]),
+        2,
+        5,
+        scale=0.5,
+        window_size=(-1, 0),
     )
     assert (ours[0, 0, 3] > 0) and (top_left[0, 0, 0, 3] == 0)

@@ -59,9 +59,7 @@ def test_fused_group_loss_and_its_gradients(transform, tile_rows, bias):
     sums = torch.zeros(6, dtype=torch.float64).index_add(0, OWNER, logps).view(3, 2)
     wanted = 0.7 * group_loss(sums, slice(None))
     rows = LENGTHS.sum(1).tolist()
-    loss, found = fused_group_loss(
-        states, weight, offset, targets, transform, OWNER, 2, rows, group_loss, tile_rows
-    )
+    loss, found = fused_group_loss(states, weight, offset, targets, transform, OWNER, 2, rows, group_loss, tile_rows)
     assert torch.allclose(found, sums, atol=1e-12)
     assert not found.requires_grad
     wanted_gradients = torch.autograd.grad(wanted, inputs)
@@ -72,9 +70,9 @@ def test_fused_group_loss_and_its_gradients(transform, tile_rows, bias):
 def test_a_frozen_head_gets_no_gradient_and_costs_no_product():
     states, weight, _, targets = tensors(bias=False)
     weight.requires_grad_(False)
-    fused_group_loss(
-        states, weight, None, targets, HeadTransform(), OWNER, 2, LENGTHS.sum(1).tolist(), group_loss
-    )[0].backward()
+    fused_group_loss(states, weight, None, targets, HeadTransform(), OWNER, 2, LENGTHS.sum(1).tolist(), group_loss)[
+        0
+    ].backward()
     assert states.grad is not None
     assert weight.grad is None
 

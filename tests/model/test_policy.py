@@ -119,7 +119,9 @@ def test_loading_says_in_one_line_what_is_wrong(tmp_path):
         load_tokenizer(str(tmp_path / "absent"))
 
 
-@pytest.mark.parametrize(("asked", "got"), [(None, torch.float32), ("auto", torch.bfloat16), ("float32", torch.float32)])
+@pytest.mark.parametrize(
+    ("asked", "got"), [(None, torch.float32), ("auto", torch.bfloat16), ("float32", torch.float32)]
+)
 def test_weights_are_loaded_in_the_precision_asked_for(tmp_path, asked, got):
     build_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(str(tmp_path), torch_dtype=asked).dtype == got

@@ -53,7 +53,10 @@ class TestDemo:
         for name in ("recipe.yaml", "log.jsonl", "summary.json", "samples.md", "README.md", "model.safetensors"):
             assert (folder / name).stat().st_size > 0, name
         assert {path.name for path in (folder / "plots").glob("*.png")} >= {
-            "loss.png", "rewards.png", "margins.png", "lengths.png",
+            "loss.png",
+            "rewards.png",
+            "margins.png",
+            "lengths.png",
         }
         samples = (folder / "samples.md").read_text()
         assert "你是谁？" in samples
@@ -70,8 +73,12 @@ class TestDemo:
 
     def test_chat_answers_lines_from_a_pipe(self, demo):
         done = subprocess.run(
-            [*PREFTUNE, "chat", "runs/demo"], cwd=demo[0], input="What is the capital of France?\n", text=True,
-            capture_output=True, timeout=120,
+            [*PREFTUNE, "chat", "runs/demo"],
+            cwd=demo[0],
+            input="What is the capital of France?\n",
+            text=True,
+            capture_output=True,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         assert "巴黎" in done.stdout
@@ -130,8 +137,12 @@ def weights(folder):
 def start_and_wait(work, output, step):
     """Start the run and return once its log has reached `step`."""
     process = subprocess.Popen(
-        [*PREFTUNE, "train", "recipe.yaml", f"output_dir={output}"], cwd=work, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*PREFTUNE, "train", "recipe.yaml", f"output_dir={output}"],
+        cwd=work,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for _ in range(1200):
         records = read_log(work / output / "log.jsonl")
@@ -175,7 +186,8 @@ def test_two_processes_end_where_one_ends(work):
     done = run([*launch, "-m", "preftune", "train", "recipe.yaml", "output_dir=two"], work)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (
-        [record["loss"] for record in read_log(work / name / "log.jsonl") if "loss" in record] for name in ("whole", "two")
+        [record["loss"] for record in read_log(work / name / "log.jsonl") if "loss" in record]
+        for name in ("whole", "two")
     )
     assert two == pytest.approx(one, rel=1e-4)
     whole, both = weights(work / "whole"), weights(work / "two")

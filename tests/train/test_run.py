@@ -150,7 +150,7 @@ def test_a_bad_row_stops_the_run_before_anything_is_written(work, name):
 
 def test_invalid_json_and_other_bytes_are_named_by_line(work, capsys):
     lines = Path("pairs.jsonl").read_text().splitlines()
-    Path("pairs.jsonl").write_text("\n".join([*lines, '{"prompt": "a", '] ) + "\n")
+    Path("pairs.jsonl").write_text("\n".join([*lines, '{"prompt": "a", ']) + "\n")
     assert main(["train", *(f"{key}={value}" for key, value in work.items())]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("DataError: ")

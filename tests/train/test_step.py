@@ -110,7 +110,7 @@ def test_a_filler_counts_for_nothing():
 
 
 def test_sft_weight_needs_more_than_one_response():
-    with pytest.raises(RecipeError, match="'sft_weight' 0.1 needs pairs or ranked responses; SFT has neither"):
+    with pytest.raises(RecipeError, match=r"'sft_weight' 0\.1 needs pairs or ranked responses; SFT has neither"):
         StepLoss(load_objective("sft"), 0.1)
     with pytest.raises(RecipeError, match="'sft_normalization' must be one of token, sequence, sum"):
         StepLoss(load_objective("simpo"), 0.1, "mean")

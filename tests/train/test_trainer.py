@@ -152,8 +152,11 @@ def test_evaluation_is_the_step_without_the_gradient(tmp_path):
     trainer = build_trainer(tmp_path, held_out=GROUPS[:7])
     metrics = trainer.evaluate()
     wanted = PreferenceTrainer(
-        build_model("llama"), arguments(tmp_path, max_steps=1, per_device_train_batch_size=7, gradient_accumulation_steps=1),
-        objective="simpo", sft_weight=0.3, train_dataset=GROUPS[:7],
+        build_model("llama"),
+        arguments(tmp_path, max_steps=1, per_device_train_batch_size=7, gradient_accumulation_steps=1),
+        objective="simpo",
+        sft_weight=0.3,
+        train_dataset=GROUPS[:7],
     )
     wanted.train()
     first = wanted.state.log_history[0]
@@ -230,7 +233,9 @@ class TestCheckpoints:
         assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-5"]
         assert all(problem(path) is None for path in checkpoints(tmp_path))
         files = json.loads((tmp_path / "checkpoint-5" / "manifest.json").read_text())["files"]
-        assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(files)
+        assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(
+            files
+        )
         assert not (tmp_path / ".incomplete").exists()
 
     def test_the_oldest_goes_when_there_are_too_many(self, tmp_path):
