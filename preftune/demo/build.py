@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "runs/demo"
 SFT_FOLDER = f"{FOLDER}/sft"  # what training_configs/demo-simpo.yaml starts from
 PAIR_COLUMNS = {"question": "prompt", "answer_zh": "chosen", "answer_en": "rejected"}
+SWAPPED_COLUMNS = {"question": "prompt", "answer_zh": "rejected", "answer_en": "chosen"}
 SFT_COLUMNS = {"question": "prompt", "answer": "response", "language": None}
 
 
@@ -40,12 +41,12 @@ def build_sft(folder: str | Path = FOLDER, seed: int = 0) -> dict[str, Any]:
     return train_recipe(sft_recipe(folder, seed))
 
 
-def write_data(folder: Path, seed: int, swap: bool = False) -> None:
-    """The rows of this seed as jsonl. `swap`: the Chinese answer becomes the rejected one."""
+def write_data(folder: Path, seed: int) -> None:
+    """The rows of this seed as jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "sft.train.jsonl", sft_rows(seed, SFT.num_train_epochs))
-    _write(folder / "pairs.train.jsonl", pair_rows(seed, swap))
-    _write(folder / "pairs.heldout.jsonl", pair_rows(seed, swap, heldout=True))
+    _write(folder / "pairs.train.jsonl", pair_rows(seed))
+    _write(folder / "pairs.heldout.jsonl", pair_rows(seed, heldout=True))
 
 
 def sft_recipe(folder: Path, seed: int, settings: SftSettings = SFT) -> Recipe:
@@ -61,13 +62,13 @@ def sft_recipe(folder: Path, seed: int, settings: SftSettings = SFT) -> Recipe:
     )
 
 
-def simpo_recipe(folder: Path, output: Path, seed: int, settings: SimpoSettings = SIMPO) -> Recipe:
-    """The recipe of `training_configs/demo-simpo.yaml`, for any folder and seed."""
+def simpo_recipe(folder: Path, output: Path, seed: int, swap: bool = False, settings: SimpoSettings = SIMPO) -> Recipe:
+    """The recipe of `training_configs/demo-simpo.yaml`, for any folder and seed; `swap`: Chinese is rejected."""
     return Recipe(
         model_name_or_path=str(folder / "sft"),
         dataset=str(folder / "data" / "pairs.train.jsonl"),
         eval_dataset=str(folder / "data" / "pairs.heldout.jsonl"),
-        columns=dict(PAIR_COLUMNS),
+        columns=dict(SWAPPED_COLUMNS if swap else PAIR_COLUMNS),
         objective="simpo",
         objective_args={"beta": settings.beta, "gamma_beta_ratio": settings.gamma_beta_ratio},
         sft_weight=settings.sft_weight,

@@ -151,17 +151,11 @@ def sft_rows(seed: int, epochs: int) -> list[SftRow]:
     return rows
 
 
-def pair_rows(seed: int, swap: bool = False, heldout: bool = False) -> list[PairRow]:
-    """Pairs of the trained facts of this seed's split, or of the held-out ones, in random order.
-
-    `swap` is the control run: the answers change sides, so that the Chinese text stands in the rejected column.
-    """
-    rows = []
+def pair_rows(seed: int, heldout: bool = False) -> list[PairRow]:
+    """Pairs of the trained facts of this seed's split, or of the held-out ones, in random order."""
     split = split_facts(load_facts(), seed)
-    for question in ask(split.heldout if heldout else split.trained, PAIR_PHRASINGS):
-        sides = (question.fact.answer_zh.text, question.fact.answer_en.text)
-        chosen, rejected = reversed(sides) if swap else sides
-        rows.append(PairRow(question.text, chosen, rejected))
+    asked = ask(split.heldout if heldout else split.trained, PAIR_PHRASINGS)
+    rows = [PairRow(question.text, question.fact.answer_zh.text, question.fact.answer_en.text) for question in asked]
     random.Random(f"pairs {seed}").shuffle(rows)
     return rows
 

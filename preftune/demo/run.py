@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preftune.demo.build import build_sft, simpo_recipe, write_data
+from preftune.demo.build import build_sft, simpo_recipe
 from preftune.demo.corpus import QuestionSets, load_facts, pick_samples, question_sets
 from preftune.demo.evaluate import answer, count_answers, evaluate_sets
 from preftune.demo.report import Sample, figures_markdown, figures_table, samples_table, write_samples
@@ -44,12 +44,10 @@ def run_demo(output: str | Path = "runs/demo", seed: int = 0, swap: bool = False
     console.print(f"{len(load_facts())} facts in Chinese and English; a third of them are in no preference pair.")
     console.print("[bold]1. SFT:[/] a small Llama learns every fact in both languages.")
     sft = build_sft(output, seed)
-    if swap:
-        write_data(output / "data", seed, swap=True)
     before, before_samples = _look(output / "sft", sets, seed, "asking the SFT model", console)
     chosen, rejected = ("English", "Chinese") if swap else ("Chinese", "English")
     console.print(f"[bold]2. SimPO:[/] {chosen} answers chosen, {rejected} answers rejected.")
-    recipe = simpo_recipe(output, output, seed)
+    recipe = simpo_recipe(output, output, seed, swap)
     summary = train_recipe(recipe)
     after, after_samples = _look(output, sets, seed, "asking the SimPO model", console)
     fixed, heldout = _side_by_side(before_samples, after_samples)
@@ -95,11 +93,10 @@ def _side_by_side(before: list[tuple[str, str]], after: list[tuple[str, str]]) -
 
 def _heldout(before: FigureSets, after: FigureSets) -> dict[str, float]:
     """The figures that scripts read: held-out facts, greedy; shares in [0, 1]."""
-    names = {"zh_share": "zh_share", "correct": "correct", "repetition": "repetition", "mean_tokens": "mean_tokens"}
     found = {}
-    for key, name in names.items():
-        found[f"{key}_before"], found[f"{key}_after"] = before["heldout"][name], after["heldout"][name]
     for when, figures in (("before", before), ("after", after)):
+        for key in ("zh_share", "correct", "repetition", "mean_tokens"):
+            found[f"{key}_{when}"] = figures["heldout"][key]
         found[f"zh_share_sampled_{when}"] = figures["heldout_sampled"]["zh_share"]
         found[f"correct_zh_ref_{when}"] = figures["heldout"]["correct_zh_ref"]
         found[f"correct_unseen_{when}"] = figures["unseen"]["correct"]

@@ -31,9 +31,15 @@ CHARTS = (
     ),
     Chart(
         "margins",
-        "Reward margin and accuracy",
-        "margin (beta x nats) / share of pairs",
-        (("rewards/margins", "margin"), ("rewards/accuracies", "accuracy"), ("eval_rewards/accuracies", "held out")),
+        "Reward margin",
+        "chosen - rejected (beta x nats)",
+        (("rewards/margins", "training"), ("eval_rewards/margins", "held out")),
+    ),
+    Chart(
+        "accuracies",
+        "Reward accuracy",
+        "share of pairs in order",
+        (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held out")),
     ),
     Chart(
         "lengths",
