@@ -92,7 +92,7 @@ def double_all_through(monkeypatch):
         return softmax(scores, *args, dtype=scores.dtype if scores.dtype == torch.float64 else dtype, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "to", keep_double)
-    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: keep_double(tensor, torch.float32))
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: to(tensor, torch.float64))
     monkeypatch.setattr(F, "softmax", double_softmax)
 
 

@@ -54,10 +54,16 @@ def test_a_policy_twice_is_a_policy():
     assert torch.allclose(model(batch=pack(groups)).sums, slow_logps(build_model("llama"), groups), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["MambaConfig", "FalconH1Config"])
+STATE_SPACE = {
+    "MambaConfig": {},
+    "FalconH1Config": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+}
+
+
+@pytest.mark.parametrize("kind", STATE_SPACE)
 def test_a_model_that_is_not_plain_attention_takes_the_padded_road(kind, caplog):
     torch.manual_seed(0)
-    config = getattr(transformers, kind)(**{**SHAPE, "num_hidden_layers": 2})
+    config = getattr(transformers, kind)(**{**SHAPE, "num_hidden_layers": 2, **STATE_SPACE[kind]})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     groups = [build_group(9, 5, 7), build_group(4, 3, 8)]
     wanted = slow_logps(model, groups)
