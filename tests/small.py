@@ -107,9 +107,11 @@ def gradients(model) -> dict[str, Tensor]:
 def worst_gradient_gap(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """The largest relative difference of any parameter's gradient; parameters that get next to none are left out."""
     assert found.keys() == wanted.keys()
+    assert all(gradient.isfinite().all() for gradient in (*found.values(), *wanted.values()))
     total = torch.stack([g.norm() for g in wanted.values()]).norm()
-    return max(
-        ((found[name] - wanted[name]).norm() / wanted[name].norm()).item()
+    gaps = [
+        (found[name] - wanted[name]).norm() / wanted[name].norm()
         for name in wanted
         if wanted[name].norm() > 1e-6 * total
-    )
+    ]
+    return torch.stack(gaps).max().item()

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from preftune.errors import ModelError
-from preftune.model.varlen import VarlenPlan, attend_varlen
+from preftune.model.varlen import VarlenPlan, attend_varlen, can_serve
 from preftune.types import Tree
 
 NAME = "preftune"
@@ -151,7 +151,7 @@ def tree_attention(
     window = tree.biting(sliding_window)
     if kind == "cuda":
         return _attend_cuda(query, key, value, tree, scale, window, softcap, s_aux), None
-    if softcap is not None or s_aux is not None or window is not None or tree.is_short:
+    if kind != "cpu" or softcap is not None or s_aux is not None or window is not None or tree.is_short:
         return attend_dense(query, key, value, tree, scale, window, softcap, s_aux), None
     return SegmentFlash.apply(query, key, value, tree.trees, scale).transpose(1, 2), None
 
@@ -166,7 +166,7 @@ def _attend_cuda(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    if softcap is None and sinks is None and query.dtype in (torch.bfloat16, torch.float16):
+    if softcap is None and sinks is None and query.dtype in (torch.bfloat16, torch.float16) and can_serve():
         return attend_varlen(query, key, value, plan.varlen, scale, window)
     from preftune.model.flex import attend_flex  # compiles kernels; only where it is the road
 

@@ -109,6 +109,8 @@ def disable_dropout(model: torch.nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and module.p:
             module.p, changed = 0.0, changed + 1
-        if isinstance(getattr(module, "attention_dropout", None), float) and module.attention_dropout:
-            module.attention_dropout, changed = 0.0, changed + 1
+        for name, value in vars(module).items():  # models that call F.dropout keep the probability as a number
+            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float) and value:
+                setattr(module, name, 0.0)
+                changed += 1
     return changed

@@ -29,10 +29,11 @@ class HeadTransform:
     @staticmethod
     def of(config: object) -> HeadTransform:
         """Read from a transformers configuration: Cohere, Granite, Falcon-H1 and Gemma have one."""
-        scale = float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
-        if getattr(config, "logits_scaling", None):
-            scale /= config.logits_scaling
-        return HeadTransform(scale, getattr(config, "final_logit_softcapping", None))
+        scale = _number(config, "logit_scale", "lm_head_multiplier") or 1.0
+        scale /= _number(config, "logits_scaling") or 1.0
+        return HeadTransform(
+            scale, _number(config, "final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+        )
 
     def apply_(self, logits: Tensor) -> Tensor:
         """In place on a fresh tile."""
@@ -41,6 +42,12 @@ class HeadTransform:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+
+def _number(config: object, *names: str) -> float | None:
+    """The first of these settings that is a number other than 0."""
+    values = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in values if isinstance(value, (int, float)) and value), None)
 
 
 def rows_per_tile(vocabulary: int, device: torch.device) -> int:
@@ -108,13 +115,15 @@ class _Head:
         return self.backward_(probabilities, slope, states, targets, grad)
 
     def parameter_gradients(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        grad_weight = None if self.grad_weight is None else self.grad_weight.to(weight.dtype)
+        # a weight that takes its gradient in float32 (train/master.py) gets it unrounded
+        asked = getattr(weight, "grad_dtype", None) or weight.dtype
+        grad_weight = None if self.grad_weight is None else self.grad_weight.to(asked)
         return grad_weight, None if self.grad_bias is None or bias is None else self.grad_bias.to(bias.dtype)
 
 
-def _compute_dtype(states: Tensor) -> torch.dtype:
-    kind = states.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+def compute_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
+    """The precision of matrix products on a device of this kind: autocast's where it is on."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
 
 
 def _tiles(start: int, stop: int, rows: int) -> list[slice]:
@@ -142,7 +151,7 @@ def chunked_logps(
 class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, targets, transform, rows):
-        compute = _compute_dtype(states)
+        compute = compute_dtype(states.device.type, states.dtype)
         with torch.autocast(states.device.type, enabled=False):
             head = _Head(weight.detach(), bias, transform, compute)
             narrow = states.detach().to(compute)
@@ -193,6 +202,11 @@ def fused_group_loss(
     Returns:
         loss, a scalar to call backward on, and sums (G, K), detached.
     """
+    if compute_dtype(states.device.type, states.dtype) == torch.float16:
+        # the loss scale that keeps float16 gradients above zero comes with the backward pass
+        logps = chunked_logps(states, weight, bias, targets, transform, tile_rows)
+        sums = logps.new_zeros(len(rows_per_group) * responses).index_add(0, owner, logps).view(-1, responses)
+        return group_loss(sums, slice(0, len(rows_per_group))), sums.detach()
     rows = tile_rows or rows_per_tile(weight.shape[0], states.device)
     return _FusedGroupLoss.apply(
         states, weight, bias, targets, transform, owner, responses, tuple(rows_per_group), group_loss, rows
@@ -202,7 +216,7 @@ def fused_group_loss(
 class _FusedGroupLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, targets, transform, owner, responses, rows_per_group, group_loss, rows):
-        compute = _compute_dtype(states)
+        compute = compute_dtype(states.device.type, states.dtype)
         with torch.autocast(states.device.type, enabled=False):
             head = _Head(weight, bias, transform, compute)
             walk = _GroupWalk(head, states.detach().to(compute), targets, owner, rows)

@@ -12,6 +12,7 @@ Two roads for the body: `packed` (every prompt once, no padding) and `padded` (o
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,13 @@ from transformers import PreTrainedModel
 
 from preftune.errors import ModelError
 from preftune.model.attention import NAME, AttentionPlan
-from preftune.model.logps import GroupLoss, HeadTransform, chunked_logps, fused_group_loss
+from preftune.model.logps import GroupLoss, HeadTransform, chunked_logps, compute_dtype, fused_group_loss
 from preftune.types import Origin, PackedBatch, ResponseLogps, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 ROADS = ("auto", "packed", "padded")
-PREFLIGHT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats per token; low precision: 3e-2
+PREFLIGHT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats per token
+LOW_PRECISION_TOLERANCE = 5e-2
 
 
 class PolicyMixin:
@@ -44,6 +46,23 @@ class PolicyMixin:
             return response_logps(self, batch, group_loss)
         with attention(self, self.usual_attention):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        with attention(self, self.usual_attention):  # masks and caches are made outside forward
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+
+def _policy_class(base: type) -> type:
+    """`base` with the mixin in front, under its own name and with its own signature of `forward`.
+
+    `generate` reads the signature to learn what the model takes (position_ids, logits_to_keep, ...).
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return PolicyMixin.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
+    return type(base.__name__, (PolicyMixin, base), {"forward": forward})
 
 
 class HeadMixin:
@@ -64,7 +83,8 @@ def to_policy(model: PreTrainedModel, road: str = "auto") -> PreTrainedModel:
             they agree; otherwise `padded`, with one line in the log.
 
     Raises:
-        ModelError: the model has no linear output head, or `road` is `packed` and the preflight differs.
+        ModelError: the model's log-probs are not those of one linear head over its decoder's states, or `road` is
+            `packed` and the preflight differs.
     """
     if road not in ROADS:
         raise ModelError(f"'road' must be one of {', '.join(ROADS)}, found {road!r}.")
@@ -75,9 +95,10 @@ def to_policy(model: PreTrainedModel, road: str = "auto") -> PreTrainedModel:
     if not isinstance(head, HeadMixin):
         head.__class__ = type(type(head).__name__, (HeadMixin, type(head)), {})
     if not isinstance(model, PolicyMixin):
-        model.__class__ = type(type(model).__name__, (PolicyMixin, type(model)), {})
+        model.__class__ = _policy_class(type(model))
         model.usual_attention = model.config._attn_implementation or "sdpa"
     _take_road(model, "padded")
+    _check_own_logits(model)
     if road != "padded":
         problem = preflight(model)
         if problem is None:
@@ -184,7 +205,7 @@ def preflight(model: Any) -> str | None:
     obstacle = _obstacle(model, config)
     if obstacle is not None:
         return obstacle
-    ids = [(7 * i * i + 11 * i + 3) % config.vocab_size for i in range(120)]
+    ids = _some_ids(config)
     origin = Origin("preflight", "check", 1)
     groups = [
         TokenizedGroup(ids[:40], [ids[40:60], ids[50:85]], origin),
@@ -206,11 +227,49 @@ def preflight(model: Any) -> str | None:
         model.train(was_training)
     if plan.layers_served != config.num_hidden_layers:
         return f"only {plan.layers_served} of its {config.num_hidden_layers} layers use plain attention."
-    gap = (padded - packed).abs().max().item()
-    allowed = PREFLIGHT_TOLERANCE.get(model.dtype, 3e-2)
+    gap, allowed = (padded - packed).abs().max().item(), _tolerance(model)
     if not gap <= allowed:
         return f"packed and padded log-probs differ by {gap:.2g} nats per token (allowed {allowed:g})."
     return None
+
+
+@torch.no_grad()
+def _check_own_logits(model: Any) -> None:
+    """Refuse a model whose own logits are not what the fused head makes of its states.
+
+    Raises:
+        ModelError: the log-probs differ, or the model cannot be run this way.
+    """
+    from preftune.data.pack import pack
+
+    name, was_training = type(model).__name__, model.training
+    ids = _some_ids(model.config.get_text_config())
+    model.eval()
+    try:
+        batch = pack([TokenizedGroup(ids[:8], [ids[8:24]], Origin("check", "check", 1))]).to(model.device)
+        ours = response_logps(model, batch).means[0, 0]
+        logits = model(input_ids=torch.tensor([ids[:24]], device=model.device), use_cache=False).logits[0, 7:23]
+        own = logits.to(ours.dtype).log_softmax(-1).gather(1, batch.targets[:, None]).mean()
+    except Exception as cause:
+        lines = str(cause).splitlines() or [""]
+        raise ModelError(f"{name} cannot be scored as a decoder ({type(cause).__name__}: {lines[0]}).") from cause
+    finally:
+        model.train(was_training)
+    gap = (ours - own).abs().item()
+    if not gap <= _tolerance(model):
+        raise ModelError(
+            f"{name} does more to its states than one linear head: log-probs differ from its own by {gap:.2g} nats a "
+            "token. Models of this kind cannot be trained here."
+        )
+
+
+def _some_ids(config: Any) -> list[int]:
+    return [(7 * i * i + 11 * i + 3) % config.vocab_size for i in range(120)]
+
+
+def _tolerance(model: Any) -> float:
+    """Nats per token that two roads may differ by."""
+    return PREFLIGHT_TOLERANCE.get(compute_dtype(model.device.type, model.dtype), LOW_PRECISION_TOLERANCE)
 
 
 def _obstacle(model: Any, config: Any) -> str | None:
@@ -223,6 +282,12 @@ def _obstacle(model: Any, config: Any) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         return f"its rotary embedding ({rope['rope_type']}) depends on the longest sequence of a batch."
-    if model.training and any(getattr(module, "attention_dropout", 0.0) for module in model.modules()):
+    if any(_drops_attention(name, module) for name, module in model.named_modules()):
         return "its attention dropout is on."
     return None
+
+
+def _drops_attention(name: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.Dropout):
+        return bool(module.p) and name.rpartition(".")[2] in ("attn_dropout", "attention_dropout")
+    return isinstance(getattr(module, "attention_dropout", None), float) and module.attention_dropout > 0

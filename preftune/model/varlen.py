@@ -9,8 +9,10 @@ to the shared tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -66,9 +68,7 @@ def attend_varlen(
 
     `kernel` has the signature of `torch.nn.attention.varlen.varlen_attn`, which is what runs by default.
     """
-    if kernel is None:
-        from torch.nn.attention.varlen import varlen_attn as kernel  # initialises CUDA kernels
-
+    kernel = kernel or _torch_kernel()
     q = query[0].transpose(0, 1)
     k, v = (x[0].transpose(0, 1).index_select(0, plan.kv_rows) for x in (key, value))
     if (
@@ -79,6 +79,22 @@ def attend_varlen(
     reach = (window - 1, 0) if window else (-1, 0)
     out = kernel(q, k, v, plan.cu_q, plan.cu_k, plan.max_q, plan.max_k, scale=scale, window_size=reach)
     return out[None]
+
+
+def _torch_kernel() -> Callable[..., Tensor]:
+    """torch's own call; `can_serve` says whether this release's takes what the plan needs."""
+    from torch.nn.attention.varlen import varlen_attn  # initialises CUDA kernels
+
+    return varlen_attn
+
+
+@cache
+def can_serve() -> bool:
+    """Whether torch's `varlen_attn` takes a scale and a window: its signature has changed between releases."""
+    try:
+        return {"scale", "window_size"} <= set(inspect.signature(_torch_kernel()).parameters)
+    except ImportError:
+        return False
 
 
 def varlen_attn_reference(

@@ -45,6 +45,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "adam_beta1": _BELOW_1,
     "adam_beta2": _BELOW_1,
     "adam_epsilon": _ABOVE_0,
+    "max_steps": (lambda value: value == -1 or value >= 1, "-1 (as num_train_epochs says) or at least 1"),
     "logging_steps": _ABOVE_0,
     "save_steps": _ABOVE_0,
     "eval_steps": _ABOVE_0,

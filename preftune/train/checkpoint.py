@@ -74,6 +74,20 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def set_aside(run: Path) -> Path | None:
+    """Move the checkpoints of an earlier run out of the way of a new one; returns where to, None without any."""
+    left = checkpoints(run)
+    if not left:
+        return None
+    number = 1
+    while (place := run / f"earlier-{number}").exists():
+        number += 1
+    place.mkdir()
+    for checkpoint in left:
+        checkpoint.rename(place / checkpoint.name)
+    return place
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 

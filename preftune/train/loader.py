@@ -7,6 +7,7 @@ loads nothing.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ class StepSource(Dataset):
     rank: int = 0
     ranks: int = 1
     share_prompt: bool = True
+    padded: bool = False
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -49,7 +51,14 @@ class StepSource(Dataset):
         )
         rows = order[step * self.global_batch : (step + 1) * self.global_batch]
         groups = [self.groups[row] for row in rows]
-        return build_step(groups, self.cut, rank=self.rank, ranks=self.ranks, share_prompt=self.share_prompt)
+        return build_step(
+            groups,
+            self.cut,
+            rank=self.rank,
+            ranks=self.ranks,
+            share_prompt=self.share_prompt,
+            padded=self.padded,
+        )
 
 
 class StepKeys(Sampler):
@@ -81,12 +90,22 @@ def step_loader(source: StepSource, workers: int = 0) -> StepLoader:
     return StepLoader(
         source,
         batch_sampler=keys,
-        collate_fn=_only,
+        collate_fn=_as_bytes if workers else _only,
         num_workers=workers,
         generator=torch.Generator(),  # else every epoch draws from the global generator
         persistent_workers=False,
     )
 
 
+def open_step(item: Step | bytes) -> Step:
+    """What the loader yields, as a step."""
+    return pickle.loads(item) if isinstance(item, bytes) else item  # our own worker made it
+
+
 def _only(items: list[Step]) -> Step:
     return items[0]
+
+
+def _as_bytes(items: list[Step]) -> bytes:
+    """From a worker as one piece of bytes: as tensors, each of a step's hundreds would hold a file descriptor open."""
+    return pickle.dumps(items[0], protocol=pickle.HIGHEST_PROTOCOL)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -20,8 +21,8 @@ class MasterAdamW(torch.optim.AdamW):
         params: parameters or groups, as for AdamW; those already in float32 or float64 are stepped directly.
         kwargs: lr, betas, eps, weight_decay, as for AdamW.
 
-    Gradients arrive in float32 where torch lets a parameter have them so (`Tensor.grad_dtype`), so that adding up
-    micro-batches loses nothing.
+    In one process gradients arrive in float32 (`Tensor.grad_dtype`), so that adding up micro-batches loses nothing.
+    With several they stay in the weights' type, which is the type of the engines' reduction buckets.
     """
 
     def __init__(self, params: Iterable[Any], **kwargs: Any) -> None:
@@ -33,7 +34,7 @@ class MasterAdamW(torch.optim.AdamW):
     def _with_master(self, parameter: Tensor) -> Tensor:
         if parameter.dtype in (torch.float32, torch.float64):
             return parameter
-        if hasattr(parameter, "grad_dtype"):
+        if not (dist.is_available() and dist.is_initialized()):
             parameter.grad_dtype = torch.float32
         master = parameter.detach().float().requires_grad_()
         self.pairs.append((parameter, master))
@@ -55,7 +56,7 @@ class MasterAdamW(torch.optim.AdamW):
             working.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "masters": [master.detach().clone() for _, master in self.pairs]}
+        return {**super().state_dict(), "masters": [master.detach() for _, master in self.pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         masters = state_dict["masters"]

@@ -21,7 +21,7 @@ class MetricSums:
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
-        self.sums: Tensor | None = None  # (2, M) float64: sums, counts
+        self.sums: Tensor | None = None  # (2, M): sums, counts; float64 where the device has it
         self.tokens = 0
 
     @torch.no_grad()
@@ -30,9 +30,10 @@ class MetricSums:
         parts, output = loss.parts(policy, batch.reference, batch.feedback)
         values = _values(loss.objective.layout, policy, output)
         values |= _loss_parts(parts, policy)
-        weights = batch.weights.double()
-        sums = torch.stack([(value.double() * weights).sum() for value, _ in values.values()])
-        counts = torch.stack([(count.double() * weights).sum() for _, count in values.values()])
+        wide = torch.float32 if batch.weights.device.type == "mps" else torch.float64
+        weights = batch.weights.to(wide)
+        sums = torch.stack([(value.to(wide) * weights).sum() for value, _ in values.values()])
+        counts = torch.stack([(count.to(wide) * weights).sum() for _, count in values.values()])
         added = torch.stack([sums, counts])
         self.sums = added if self.sums is None else self.sums + added
         self.names = tuple(values)

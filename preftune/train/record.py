@@ -53,7 +53,7 @@ class RunLog(TrainerCallback):
             control.should_log = True  # the last steps count, whatever logging_steps says
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not state.is_world_process_zero or not logs or "train_loss" in logs:
             return
         seconds = round(self.spent + time.perf_counter() - self.started, 3)
         record = {"step": state.global_step, "seconds": seconds, **logs}
@@ -118,6 +118,10 @@ class TerminalProgress(TrainerCallback):
         self.console.print(f"{at}  {line}", highlight=False, soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -136,7 +140,7 @@ class SaveOnInterrupt(TrainerCallback):
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self.previous)
+        self.close()
         print("Interrupted: saving after this step (once more to stop at once).", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -144,8 +148,13 @@ class SaveOnInterrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.previous is not None and not self.asked:
+        self.close()
+
+    def close(self) -> None:
+        """Give the signal back, also after an error."""
+        if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
+            self.previous = None
 
 
 def peak_memory_gib() -> float:

@@ -26,7 +26,7 @@ from preftune.errors import ModelError, RecipeError
 from preftune.model.load import load_model, load_tokenizer
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
 from preftune.train.card import write_card
-from preftune.train.checkpoint import checkpoints, resolve_resume
+from preftune.train.checkpoint import resolve_resume, set_aside, step_of
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.trainer import PreferenceArguments, PreferenceTrainer, default_micro_batch_tokens
@@ -69,10 +69,13 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         revision=recipe.model_revision,
         trust_remote_code=recipe.trust_remote_code,
     )
+    if model.dtype == torch.float16:  # saved so and loaded with torch_dtype: auto; it needs loss scaling to train
+        model.float()
     _check_vocabulary(recipe, tokenizer, model)
+    _check_positions(recipe, model, groups + (held_out or []))
     folder = Path(recipe.output_dir)
     resume = resolve_resume(args.resume_from_checkpoint, folder)
-    interrupt = SaveOnInterrupt()
+    progress, interrupt = TerminalProgress(recipe.objective), SaveOnInterrupt()
     trainer = PreferenceTrainer(
         model,
         args,
@@ -87,20 +90,28 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
         master_weights=recipe.master_weights,
-        callbacks=[RunLog(folder), TerminalProgress(recipe.objective), interrupt, *callbacks],
+        callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        _announce(recipe, report, trainer, resume, checkpoints(folder))
+        _announce(recipe, report, trainer)
+        earlier = set_aside(folder) if resume is None else None
+        if earlier is not None:
+            logger.warning("Starting afresh; the checkpoints of an earlier run are now in %s.", earlier)
     loop = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        progress.close()
+        interrupt.close()
     loop = time.perf_counter() - loop
-    if interrupt.asked:
+    if interrupt.asked and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(f"saved; go on with: preftune train {folder}/recipe.yaml resume_from_checkpoint=true")
     trainer.save_model()
-    summary = _summary(recipe, trainer, report, loop, time.perf_counter() - started)
+    done_before = step_of(resume) if resume else 0
+    summary = _summary(recipe, trainer, report, done_before, loop, time.perf_counter() - started)
     if trainer.is_world_process_zero():
         write_run_files(recipe, folder, summary)
     return summary
@@ -150,27 +161,29 @@ def _check_vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model:
         )
 
 
-def _announce(
-    recipe: Recipe, report: TokenizationReport, trainer: PreferenceTrainer, resume: Path | None, left: list[Path]
-) -> None:
-    args = trainer.args
+def _check_positions(recipe: Recipe, model: Any, groups: Sequence[TokenizedGroup]) -> None:
+    """Learned positions end where their table ends; rotary ones only grow worse."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(groups, key=lambda group: len(group.prompt_ids) + max(map(len, group.response_ids)))
+    tokens = len(longest.prompt_ids) + max(map(len, longest.response_ids))
+    if limit is None or tokens <= limit:
+        return
+    said = f"{longest.origin} has {tokens} tokens, and '{recipe.model_name_or_path}' was made for {limit}"
+    if not hasattr(model.config.get_text_config(), "rope_parameters"):
+        raise ModelError(f"{said}. Set max_length: {limit} or less.")
+    logger.warning("%s: expect poor log-probs, or set max_length: %d.", said, limit)
+
+
+def _announce(recipe: Recipe, report: TokenizationReport, trainer: PreferenceTrainer) -> None:
     logger.info("Objective: %s", describe_objective(recipe))
     logger.info("Data: %s", report)
-    batch = args.train_batch_size * args.world_size
-    logger.info(
-        "Steps of %d groups, micro-batches of up to %s tokens, %s road.",
-        batch,
-        trainer.cut.max_tokens,
-        trainer.model.road,
-    )
-    if resume is None and left:
-        logger.warning(
-            "%s is left from an earlier run; starting afresh. Set resume_from_checkpoint=true to go on.", left[0]
-        )
+    batch = trainer.args.train_batch_size * trainer.args.world_size
+    budget, road = trainer.cut.max_tokens, trainer.model.road
+    logger.info("Steps of %d groups, micro-batches of up to %s tokens, %s road.", batch, budget, road)
 
 
 def _summary(
-    recipe: Recipe, trainer: PreferenceTrainer, report: TokenizationReport, loop: float, total: float
+    recipe: Recipe, trainer: PreferenceTrainer, report: TokenizationReport, done_before: int, loop: float, total: float
 ) -> dict[str, Any]:
     records = read_log(Path(recipe.output_dir) / LOG)
     metrics = {}
@@ -179,9 +192,8 @@ def _summary(
     for key in ("step", "seconds", "epoch"):
         metrics.pop(key, None)
     steps = trainer.state.global_step
-    groups = min(
-        steps * trainer.args.train_batch_size * trainer.args.world_size, round(report.rows * trainer.state.epoch)
-    )
+    batch = trainer.args.train_batch_size * trainer.args.world_size
+    groups = min(steps * batch, round(report.rows * trainer.state.epoch)) * (steps - done_before) / max(steps, 1)
     return {
         "objective": describe_objective(recipe),
         "metrics": metrics,
@@ -191,7 +203,7 @@ def _summary(
         "seconds_total": round(total, 3),
         "train_seconds": round(loop, 3),
         "groups_per_second": round(groups / loop, 3),
-        "tokens_total": trainer.tokens_seen,
+        "tokens_total": trainer.state.num_input_tokens_seen,
         "peak_memory_gib": round(peak_memory_gib(), 3),
         "road": trainer.model.road,
         "device": str(trainer.args.device),

@@ -111,10 +111,19 @@ def micro_batch_loss(
 
 
 def build_step(
-    groups: Sequence[TokenizedGroup], cut: Cut, *, rank: int = 0, ranks: int = 1, share_prompt: bool = True
+    groups: Sequence[TokenizedGroup],
+    cut: Cut,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    share_prompt: bool = True,
+    padded: bool = False,
 ) -> Step:
-    """Plan and pack one optimizer step for one rank. `groups` are those of all ranks together."""
-    plan = plan_step([group.packed_length() for group in groups], cut, ranks)[rank]
+    """Plan and pack one optimizer step for one rank. `groups` are those of all ranks together.
+
+    `padded` plans for the padded road, where a response costs the width of its group's widest.
+    """
+    plan = plan_step([_cost(group, share_prompt, padded) for group in groups], cut, ranks)[rank]
     batches = tuple(
         pack(
             [groups[index] for index in planned.groups],
@@ -125,6 +134,14 @@ def build_step(
     )
     first_tokens = sum(len(group.response_ids[0]) for group in groups)
     return Step(batches, global_groups=len(groups), global_first_tokens=first_tokens)
+
+
+def _cost(group: TokenizedGroup, share_prompt: bool, padded: bool) -> int:
+    """Tokens that a group takes in a forward pass."""
+    sequences = [len(group.prompt_ids) + len(ids) - 1 for ids in group.response_ids]
+    if padded:
+        return len(sequences) * max(sequences)
+    return group.packed_length() if share_prompt else sum(sequences)
 
 
 def run_step(model: Any, step: Step, loss: StepLoss) -> Tensor:

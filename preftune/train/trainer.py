@@ -6,8 +6,12 @@ what is overridden here is listed in `OVERRIDDEN`, which a test asserts against 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,8 +32,8 @@ from preftune.model.load import disable_dropout
 from preftune.model.policy import to_policy
 from preftune.objectives import load_objective
 from preftune.objectives.base import Objective
-from preftune.train.checkpoint import STAGING, publish, seal, step_of
-from preftune.train.loader import StepLoader, StepSource, step_loader
+from preftune.train.checkpoint import MANIFEST, STAGING, publish, seal, step_of
+from preftune.train.loader import StepLoader, StepSource, open_step, step_loader
 from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
 from preftune.train.step import StepLoss, micro_batch_loss, step_counts
@@ -39,7 +43,7 @@ logger = logging.getLogger(__name__)
 OVERRIDDEN = frozenset(
     "get_train_dataloader get_eval_dataloader get_batch_samples training_step evaluation_loop log floating_point_ops"
     " _track_num_input_tokens _save_checkpoint _get_output_dir _push_from_checkpoint _load_optimizer_and_scheduler"
-    " _load_rng_state create_accelerator_and_postprocess create_optimizer".split()
+    " _load_rng_state create_accelerator_and_postprocess create_optimizer train _get_grad_norm".split()
 )
 EVAL_STEP_GROUPS = 256  # groups planned and packed together during evaluation
 
@@ -108,18 +112,43 @@ class PreferenceTrainer(Trainer):
         self.cut = cut or Cut(max_tokens=default_micro_batch_tokens(args.device))
         self.share_prompt, self.master_weights = share_prompt, master_weights
         self.metrics = MetricSums()
-        self.tokens_seen, self.window_start = 0, time.perf_counter()
+        self.window_start = time.perf_counter()
         self.staging = False
         self.unchecked: list[tuple[Tensor, tuple[Origin, ...]]] = []
+        self.last_grad_norm: Tensor | float | None = None
         if not keep_dropout:
             disable_dropout(model)
-        super().__init__(to_policy(model, road), args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        policy = self._checked_policy(model, args, road)
+        super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+
+    @staticmethod
+    def _checked_policy(model: PreTrainedModel, args: PreferenceArguments, road: str) -> PreTrainedModel:
+        """The preflight runs where training will run: on its device, under its autocast."""
+        if args.deepspeed is None and not args.fsdp:
+            model.to(args.device)
+        low = torch.bfloat16 if args.bf16 else torch.float16
+        with torch.autocast(args.device.type, low, enabled=args.bf16 or args.fp16):
+            return to_policy(model, road)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
+        self.unchecked, self.last_grad_norm = [], None
+        self.metrics, self.window_start = MetricSums(), time.perf_counter()
+        if isinstance(resume_from_checkpoint, str):
+            self._check_same_run(Path(resume_from_checkpoint))
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._refuse_non_finite()
+        return result
 
     # data
 
     def _source(self, groups: Sequence[TokenizedGroup], global_batch: int, seed: int | None) -> StepSource:
         args = self.args
-        return StepSource(groups, global_batch, self.cut, seed, args.process_index, args.world_size, self.share_prompt)
+        padded = self.model.road == "padded"
+        return StepSource(
+            groups, global_batch, self.cut, seed, args.process_index, args.world_size, self.share_prompt, padded
+        )
 
     def get_train_dataloader(self) -> StepLoader:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -136,7 +165,7 @@ class PreferenceTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
     ) -> tuple[list[Step], None]:
-        return list(islice(epoch_iterator, num_batches)), None
+        return [open_step(item) for item in islice(epoch_iterator, num_batches)], None
 
     # one optimizer step
 
@@ -163,15 +192,27 @@ class PreferenceTrainer(Trainer):
         return total
 
     def _refuse_non_finite(self) -> None:
-        """Stop on a log-prob that is not a number, naming the rows. Reads what the last step left behind."""
+        """Stop on a log-prob or gradient that is not a number. Reads what the last step left behind."""
         unchecked, self.unchecked = self.unchecked, []
-        if not unchecked or torch.stack([sums.sum() for sums, _ in unchecked]).isfinite().all():
+        norm, self.last_grad_norm = self.last_grad_norm, None
+        if not unchecked:
+            return
+        if torch.stack([sums.sum() for sums, _ in unchecked]).isfinite().all():
+            if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps
+                raise TrainingError(
+                    f"The gradient became non-finite at step {self.state.global_step}, with finite log-probs. Lower the "
+                    "learning rate, or use float32 or bf16; checkpoints before this step are intact."
+                )
             return
         rows = [str(rows[i]) for sums, rows in unchecked for i in (~sums.isfinite()).any(1).nonzero()[:, 0].tolist()]
         raise TrainingError(
             f"Log-probs became non-finite at step {self.state.global_step}, in {len(rows)} groups: "
             f"{', '.join(rows[:5])}. Lower the learning rate or look at these rows; the last checkpoint is intact."
         )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self.last_grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.last_grad_norm
 
     # logs
 
@@ -180,8 +221,7 @@ class PreferenceTrainer(Trainer):
             self._refuse_non_finite()
             now = time.perf_counter()
             tokens = int(self._summed(torch.tensor([self.metrics.tokens], dtype=torch.float64)).item())
-            self.tokens_seen += tokens
-            self.state.num_input_tokens_seen = self.tokens_seen
+            self.state.num_input_tokens_seen += tokens
             drained = self.metrics.drain(self._summed)
             logs |= {name: value for name, value in drained.items() if name != "loss"}
             logs["tokens_per_second"] = tokens / max(now - self.window_start, 1e-9)
@@ -211,20 +251,21 @@ class PreferenceTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        was_training = self.model.training
         model = self._wrap_model(self.model, training=False)
         if len(self.accelerator._models) == 0 and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
         sums = MetricSums()
         window = time.perf_counter()
-        for step in dataloader:
+        for step in map(open_step, dataloader):
             counts = step_counts(step)
             for batch in step.micro_batches:
                 batch = batch.to(self.args.device)
                 with self.compute_loss_context_manager():
                     _, policy = micro_batch_loss(model, batch, self.loss, counts)
                 sums.add(batch, policy, self.loss)
-        model.train()
+        model.train(was_training)
         self.window_start += time.perf_counter() - window  # training throughput leaves evaluation out
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in sums.drain(self._summed).items()}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
@@ -269,23 +310,29 @@ class PreferenceTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._refuse_non_finite()
-        with self._staged():
-            super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        started = time.perf_counter()
         run = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
+            shutil.rmtree(run / STAGING, ignore_errors=True)  # what a crash left
+        self.accelerator.wait_for_everyone()
+        with self._staged():
+            super()._save_checkpoint(model, trial)
+        if self.state.best_model_checkpoint:  # written with the staging path
+            self.state.best_model_checkpoint = self.state.best_model_checkpoint.replace(f"{os.sep}{STAGING}", "")
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
             self._publish(run, name)
         self.accelerator.wait_for_everyone()
+        self.window_start += time.perf_counter() - started  # as evaluation, not training throughput
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
 
     def _publish(self, run: Path, name: str) -> None:
         staged = run / STAGING / name
-        if self.state.best_model_checkpoint:  # written with the staging path
-            self.state.best_model_checkpoint = self.state.best_model_checkpoint.replace(f"{os.sep}{STAGING}", "")
+        if self.state.best_model_checkpoint:
             self.state.save_to_json(str(staged / "trainer_state.json"))
-        seal(staged, {"step": self.state.global_step, "world_size": self.args.world_size})
+        seal(staged, {"step": self.state.global_step, "run": self._identity()})
         publish(staged, run / name)
         rotate_checkpoints(
             output_dir=str(run),
@@ -304,6 +351,33 @@ class PreferenceTrainer(Trainer):
         ranked = self.args.world_size > 1
         self._require(checkpoint, f"rng_state_{self.args.process_index}.pth" if ranked else "rng_state.pth")
         super()._load_rng_state(checkpoint)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a resume to go on with the same run."""
+        rows = "".join(f"{group.origin.row} {group.prompt_ids} {group.response_ids}" for group in self.train_dataset)
+        return {
+            "data": hashlib.sha256(rows.encode()).hexdigest(),
+            "rows": len(self.train_dataset),
+            "global_batch": self.args.train_batch_size * self.args.world_size,
+            "seed": self.args.seed,
+            "objective": repr(self.loss),
+        }
+
+    def _check_same_run(self, checkpoint: Path) -> None:
+        """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
+        manifest = checkpoint / MANIFEST
+        if not manifest.is_file():
+            return  # not one of ours; Trainer decides
+        saved = json.loads(manifest.read_text(encoding="utf-8")).get("run", {})
+        now = self._identity()
+        changed = [
+            f"{key} {saved[key]!r} then, {now[key]!r} now" for key in now if key in saved and saved[key] != now[key]
+        ]
+        if changed:
+            raise CheckpointError(
+                f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
+                "with model_name_or_path set to it."
+            )
 
     def _require(self, checkpoint: str | None, name: str) -> None:
         if checkpoint is not None and not (Path(checkpoint) / name).is_file():

@@ -33,17 +33,22 @@ def test_a_policy_is_still_the_model_it_was(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
 
-def test_a_policy_generates_with_padding_as_before():
-    model = build_model("llama").eval()
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_policy_generates_with_padding_as_before(name, cache):
+    model = build_model(name).eval()
+    model.set_attn_implementation("sdpa")
     ids = torch.tensor([[0, 0, 1, 5], [1, 9, 14, 7]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
 
     def answer():
-        return model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        settings = {} if cache is None else {"cache_implementation": cache}
+        return model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **settings)
 
     before = answer()
     to_policy(model)
     assert torch.equal(answer(), before)
+    assert model._supports_logits_to_keep()
     assert model.config._attn_implementation == NAME
 
 
@@ -85,13 +90,45 @@ def test_an_unknown_road_is_refused():
         to_policy(build_model("llama"), "fast")
 
 
-def test_attention_dropout_is_refused_on_the_packed_road():
-    model = to_policy(build_model("llama", attention_dropout=0.1).eval())
-    model.train()
-    with pytest.raises(ModelError, match="Set disable_dropout: true"):
-        model(batch=pack(build_groups(2)))
-    assert disable_dropout(model) == 3
-    model(batch=pack(build_groups(2)))
+@pytest.mark.parametrize(("name", "changes"), [("llama", {"attention_dropout": 0.1}), ("gpt2", {"attn_pdrop": 0.1})])
+def test_attention_dropout_takes_the_padded_road_until_it_is_off(name, changes):
+    model = build_model(name, **changes)
+    if name == "gpt2":
+        for block in model.transformer.h:
+            block.attn.attn_dropout.p = 0.1
+    assert to_policy(model.eval()).road == "padded"
+    with pytest.raises(ModelError, match="attention dropout is on"):
+        to_policy(model, "packed")
+    assert disable_dropout(model) >= 3
+    assert to_policy(model).road == "packed"
+
+
+def test_dropout_that_is_a_number_is_switched_off_too():
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+    }
+    config = transformers.OPTConfig(vocab_size=99, dropout=0.2, max_position_embeddings=64, **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.tensor([[5, 9, 14, 7]])
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert disable_dropout(model) > 0
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_head_of_more_than_one_layer_is_refused():
+    torch.manual_seed(0)
+    shape = {**SHAPE, "is_decoder": True}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.BertConfig(**shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    with pytest.raises(ModelError, match="more to its states than one linear head"):
+        to_policy(model)
 
 
 def test_the_former_attention_comes_back_after_an_error():

@@ -192,3 +192,12 @@ def test_two_processes_end_where_one_ends(work):
     assert two == pytest.approx(one, rel=1e-4)
     whole, both = weights(work / "whole"), weights(work / "two")
     assert max(((whole[n] - both[n]).norm() / whole[n].norm()).item() for n in whole) < 1e-4
+
+
+def test_two_processes_train_bfloat16_weights(work):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29732"]
+    values = ["output_dir=two-bf16", "torch_dtype=bfloat16", "max_steps=4", "save_strategy=no"]
+    done = run([*launch, "-m", "preftune", "train", "recipe.yaml", *values], work)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [record["loss"] for record in read_log(work / "two-bf16" / "log.jsonl") if "loss" in record]
+    assert losses[-1] < losses[0]

@@ -17,7 +17,7 @@ from preftune.demo.corpus import corpus_texts
 from preftune.demo.model import build_model
 from preftune.demo.settings import ModelSettings
 from preftune.demo.tokenizer import train_tokenizer
-from preftune.errors import DataError, ModelError, RecipeError
+from preftune.errors import CheckpointError, DataError, ModelError, RecipeError
 from preftune.train.record import read_log
 from preftune.types import Message
 
@@ -194,6 +194,29 @@ def test_a_tokenizer_larger_than_the_model_is_refused(work, tmp_path, model_fold
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ModelError, match="Set tokenizer_name_or_path"):
         train(None, **{**work, "tokenizer_name_or_path": str(tmp_path / "tokenizer")})
+
+
+def test_a_row_longer_than_learned_positions_is_refused(work, tmp_path, model_folder):
+    import transformers
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 12}
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, **sizes)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ModelError, match=r"pairs.jsonl\[train\] row \d+ has \d+ tokens, .*Set max_length: 12 or less"):
+        train(None, **{**work, "model_name_or_path": str(tmp_path / "gpt2")})
+    assert not Path("run").exists()
+
+
+def test_a_fresh_run_sets_the_checkpoints_of_an_earlier_one_aside(work):
+    saving = {**work, "save_strategy": "steps", "save_steps": 2}
+    train(None, **saving)
+    train(None, **{**saving, "max_steps": 2})
+    assert sorted(os.listdir("run/earlier-1")) == ["checkpoint-2", "checkpoint-4"]
+    assert [name for name in os.listdir("run") if name.startswith("checkpoint")] == ["checkpoint-2"]
+    with pytest.raises(CheckpointError, match="is of another run"):
+        train(None, **{**saving, "seed": 1, "resume_from_checkpoint": "true"})
 
 
 def test_a_missing_flash_attention_is_one_line(work):

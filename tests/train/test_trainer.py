@@ -58,7 +58,7 @@ def losses_of(trainer):
 def distance(one, other):
     """Largest relative difference of any parameter."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+    return torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max().item()
 
 
 @pytest.fixture(scope="module")
@@ -215,16 +215,49 @@ def test_another_optimizer_cannot_keep_masters(tmp_path):
 def test_a_non_finite_loss_stops_the_run_and_names_the_rows(tmp_path):
     model = build_model("llama")
     poisoned = [build_group(5, 4, 6, row=row) for row in range(1, 17)]
-    poisoned[10].prompt_ids[2] = 207
+    poisoned[10].prompt_ids[2] = 4
     for group in poisoned[:10] + poisoned[11:]:
         for ids in (group.prompt_ids, *group.response_ids):
-            ids[:] = [i if i != 207 else 5 for i in ids]
+            ids[:] = [i if i != 4 else 5 for i in ids]
     with torch.no_grad():
-        model.get_input_embeddings().weight[207] = float("nan")
+        model.get_input_embeddings().weight[4] = float("nan")
     trainer = build_trainer(tmp_path, model, groups=poisoned, save_steps=1)
     with pytest.raises(TrainingError, match=r"non-finite at step 1, in 1 groups: small\[train\] row 11\."):
         trainer.train()
     assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_non_finite_gradient_is_never_saved(tmp_path, last):
+    """Finite log-probs and an infinite gradient: the run stops, also when it happens in the last step of all."""
+    trainer = build_trainer(tmp_path, save_steps=1, logging_steps=100)
+    wanted = STEPS if last else 3
+
+    def poison(grad):
+        return grad * float("inf") if trainer.state.global_step == wanted - 1 else grad
+
+    trainer.model.get_input_embeddings().weight.register_hook(poison)
+    with pytest.raises(TrainingError, match=f"gradient became non-finite at step {wanted}"):
+        trainer.train()
+    assert max(int(path.name.split("-")[1]) for path in checkpoints(tmp_path)) == wanted - 1
+
+
+def test_workers_change_nothing(tmp_path):
+    one, two = build_trainer(tmp_path / "0"), build_trainer(tmp_path / "2", dataloader_num_workers=2)
+    one.train()
+    two.train()
+    assert losses_of(one) == losses_of(two)
+
+
+def test_two_ranks_of_bfloat16_take_gradients_in_the_type_of_the_buckets(monkeypatch):
+    """DDP reduces in the weights' type and refuses any other; a real run of two is in tests/slow."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = MasterAdamW([weight], lr=0.1)
+    (weight * 2).sum().backward()
+    assert weight.grad.dtype == torch.bfloat16
+    optimizer.step()
+    assert optimizer.pairs[0][1].dtype == torch.float32
 
 
 class TestCheckpoints:
@@ -281,6 +314,27 @@ class TestCheckpoints:
         assert "Passed over" in caplog.text
         with pytest.raises(CheckpointError, match="cannot be resumed from"):
             resolve_resume(str(newest), tmp_path)
+
+    def test_a_crash_leaves_nothing_in_the_next_one(self, tmp_path):
+        left = tmp_path / ".incomplete" / "checkpoint-5"
+        left.mkdir(parents=True)
+        (left / "rng_state_3.pth").write_text("stale")
+        build_trainer(tmp_path).train()
+        assert not (tmp_path / "checkpoint-5" / "rng_state_3.pth").exists()
+        assert not (tmp_path / ".incomplete").exists()
+
+    def test_another_run_is_refused(self, tmp_path):
+        build_trainer(tmp_path / "one").train()
+        checkpoint = str(tmp_path / "one" / "checkpoint-5")
+        for changes in ({"groups": GROUPS[:60]}, {"seed": 4}, {"gradient_accumulation_steps": 2}):
+            with pytest.raises(CheckpointError, match="is of another run"):
+                build_trainer(tmp_path / "two", **changes).train(resume_from_checkpoint=checkpoint)
+
+    def test_tokens_seen_go_on_after_a_resume(self, tmp_path):
+        whole, again = build_trainer(tmp_path / "whole"), build_trainer(tmp_path / "again")
+        whole.train()
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+        assert again.state.num_input_tokens_seen == whole.state.num_input_tokens_seen > 0
 
     def test_nothing_to_resume_from(self, tmp_path):
         assert resolve_resume(None, tmp_path) is None
