@@ -200,8 +200,8 @@ class PreferenceTrainer(Trainer):
         if torch.stack([sums.sum() for sums, _ in unchecked]).isfinite().all():
             if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps
                 raise TrainingError(
-                    f"The gradient became non-finite at step {self.state.global_step}, with finite log-probs. Lower the "
-                    "learning rate, or use float32 or bf16; checkpoints before this step are intact."
+                    f"The gradient became non-finite at step {self.state.global_step}, with finite log-probs. Lower "
+                    "the learning rate, or use float32 or bf16; checkpoints before this step are intact."
                 )
             return
         rows = [str(rows[i]) for sums, rows in unchecked for i in (~sums.isfinite()).any(1).nonzero()[:, 0].tolist()]
