@@ -9,27 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 SetFigures = Mapping[str, Mapping[str, float]]  # figures by question set
 
 FIGURES = {  # key -> heading
-    "zh_share": "in Chinese",
+    "zh_share": "Chinese",
     "correct": "correct",
-    "correct_zh_ref": "Chinese reference",
+    "correct_zh_ref": "zh ref.",
     "repetition": "repeating",
     "mean_tokens": "tokens",
 }
 SETS = {
     "heldout": "held-out facts",
-    "heldout_sampled": "held-out facts, sampled",
-    "strict": "held-out, phrasing in no pair",
-    "unseen": "held-out, phrasing new to SFT",
+    "heldout_sampled": "the same, sampled",
+    "strict": "phrasing in no pair",
+    "unseen": "phrasing new to SFT",
     "trained": "facts of the pairs",
 }
 LEGEND = (
-    "Answers are greedy; sampled: at temperature 1. Correct: the key words of the fact, in the answer's own language. "
-    "Chinese reference: those of the Chinese answer. Repeating: no end in 64 tokens, or under 70 % distinct 4-grams."
+    "Share of the answers, in per cent, before and after. Greedy; sampled: at temperature 1. Correct: the key words of "
+    "the fact are there, in the answer's own language; zh ref.: those of the Chinese reference. Repeating: no end in 64 "
+    "tokens, or under 70 % distinct 4-grams. The phrasings are of held-out facts, which are in no pair."
 )
 
 
@@ -65,12 +67,12 @@ def samples_markdown(fixed: Sequence[Sample], heldout: Sequence[Sample]) -> str:
 
 
 def figures_table(before: SetFigures, after: SetFigures) -> Table:
-    """A terminal table: a line for each question set, `before -> after` for each figure."""
-    table = Table(title="Before -> after SimPO", caption=LEGEND)
-    for heading in ("questions", "n", *FIGURES.values()):
-        table.add_column(heading, justify="left" if heading == "questions" else "right")
-    for row in _rows(before, after):
-        table.add_row(*row)
+    """A terminal table, 80 columns wide: a line for each question set, before and after for each figure."""
+    table = Table(title="Before and after SimPO", caption=LEGEND, box=SIMPLE, padding=0)
+    for heading in ("questions", *FIGURES.values()):
+        table.add_column(heading, justify="left" if heading == "questions" else "right", no_wrap=True)
+    for title, _, *cells in _rows(before, after):
+        table.add_row(title, *(cell.replace(" ", "") for cell in cells))
     return table
 
 
@@ -97,7 +99,7 @@ def _rows(before: SetFigures, after: SetFigures) -> list[list[str]]:
         [
             title,
             str(int(after[name]["questions"])),
-            *(f"{_number(key, before[name][key])} -> {_number(key, after[name][key])}" for key in FIGURES),
+            *(f"{_number(key, before[name][key])} → {_number(key, after[name][key])}" for key in FIGURES),
         ]
         for name, title in SETS.items()
         if name in before and name in after
@@ -121,4 +123,4 @@ def _plain(text: str) -> str:
 
 
 def _number(key: str, value: float) -> str:
-    return f"{value:.1f}" if key == "mean_tokens" else f"{value:.3f}"
+    return f"{value:.1f}" if key == "mean_tokens" else f"{100 * value:.1f}"

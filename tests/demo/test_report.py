@@ -22,7 +22,7 @@ AFTER = {"heldout": {"questions": 4, **dict.fromkeys(FIGURES, 0.975)}}
 
 
 def printed(table) -> str:
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 
@@ -42,13 +42,13 @@ def test_samples_are_written_as_utf8(tmp_path):
 def test_the_table_shows_before_and_after():
     text = printed(figures_table(BEFORE, AFTER))
     assert "held-out facts" in text
-    assert "0.500 -> 0.975" in text
+    assert "50.0→97.5" in text
 
 
 def test_the_markdown_figures_have_one_line_a_set():
     lines = figures_markdown(BEFORE, AFTER).splitlines()
     assert len([line for line in lines if line.startswith("|")]) == 3
-    assert "0.500 -> 0.975" in lines[2]
+    assert "50.0 → 97.5" in lines[2]
 
 
 def test_answers_are_shown_as_they_are_in_the_terminal():
