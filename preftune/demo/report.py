@@ -30,8 +30,8 @@ SETS = {
 }
 LEGEND = (
     "Share of the answers, in per cent, before and after. Greedy; sampled: at temperature 1. Correct: the key words of "
-    "the fact are there, in the answer's own language; zh ref.: those of the Chinese reference. Repeating: no end in 64 "
-    "tokens, or under 70 % distinct 4-grams. The phrasings are of held-out facts, which are in no pair."
+    "the fact are there, in the answer's own language; zh ref.: those of the Chinese reference. Repeating: no end in "
+    "64 tokens, or under 70 % distinct 4-grams. The phrasings are of held-out facts, which are in no pair."
 )
 
 

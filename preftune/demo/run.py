@@ -111,6 +111,6 @@ def _next_steps(console: Console, output: Path, seconds: float) -> None:
     for line in (
         f"preftune chat {output} --no-history",
         "preftune train training_configs/demo-simpo.yaml beta=2.5 output_dir=runs/my-first",
-        f"preftune demo --swap --output {output}-swap",
+        "preftune demo --swap --output runs/demo-swap",
     ):
-        console.print(f"  {line}", highlight=False)
+        console.print(f"  {line}", highlight=False, soft_wrap=True)

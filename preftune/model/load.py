@@ -45,7 +45,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
-        raise ModelError(f"No model can be loaded from '{name}': {_one_line(cause)}") from cause
+        raise ModelError(f"No model can be loaded from '{name}'{_hint(name)}: {_one_line(cause)}") from cause
 
 
 def load_tokenizer(
@@ -61,7 +61,7 @@ def load_tokenizer(
             _checked(name), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
-        raise ModelError(f"No tokenizer can be loaded from '{name}': {_one_line(cause)}") from cause
+        raise ModelError(f"No tokenizer can be loaded from '{name}'{_hint(name)}: {_one_line(cause)}") from cause
     if chat_template is not None:
         tokenizer.chat_template = _template(chat_template)
     return tokenizer
@@ -96,6 +96,10 @@ def _template(text: str) -> str:
     if not path.is_file():
         raise ModelError(f"'chat_template' must be Jinja text or a file; '{text}' is neither.")
     return path.read_text(encoding="utf-8")
+
+
+def _hint(name: str) -> str:
+    return "" if Path(name).exists() else " (there is no such folder, so it was asked for on the hub)"
 
 
 def _one_line(cause: BaseException) -> str:
