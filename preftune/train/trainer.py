@@ -13,9 +13,11 @@ import math
 import os
 import shutil
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -354,14 +356,24 @@ class PreferenceTrainer(Trainer):
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resume to go on with the same run."""
-        rows = "".join(f"{group.origin.row} {group.prompt_ids} {group.response_ids}" for group in self.train_dataset)
         return {
-            "data": hashlib.sha256(rows.encode()).hexdigest(),
+            "data": self._data_hash,
             "rows": len(self.train_dataset),
             "global_batch": self.args.train_batch_size * self.args.world_size,
             "seed": self.args.seed,
             "objective": repr(self.loss),
         }
+
+    @cached_property
+    def _data_hash(self) -> str:
+        """Of all token ids, with the lengths that tell them apart; seconds for a large set, so made once."""
+        digest = hashlib.sha256()
+        for group in self.train_dataset:
+            parts = [group.prompt_ids, *group.response_ids]
+            digest.update(array("q", [len(parts), *map(len, parts)]).tobytes())
+            for ids in parts:
+                digest.update(array("q", ids).tobytes())
+        return digest.hexdigest()
 
     def _check_same_run(self, checkpoint: Path) -> None:
         """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
