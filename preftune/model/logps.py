@@ -64,7 +64,8 @@ class _Head:
         self.bias = None if bias is None else bias.detach()
         self.transform = transform
         self.wide = torch.float64 if compute == torch.float64 else torch.float32
-        self.grad_weight = torch.zeros_like(weight, dtype=self.wide) if weight.requires_grad else None
+        self.trains_weight = weight.requires_grad
+        self.grad_weight: Tensor | None = None  # made by the first tile: a [V, D] of zeros would cost a pass over it
         self.grad_bias = torch.zeros_like(bias, dtype=self.wide) if bias is not None and bias.requires_grad else None
 
     def logits(self, states: Tensor) -> Tensor:
@@ -96,8 +97,10 @@ class _Head:
         if self.grad_bias is not None:
             self.grad_bias += delta.sum(dim=0)
         narrow = delta.to(self.compute)
-        if self.grad_weight is not None:
-            if self.compute == self.wide:
+        if self.trains_weight:
+            if self.grad_weight is None:
+                self.grad_weight = (narrow.t() @ states).to(self.wide)
+            elif self.compute == self.wide:
                 self.grad_weight.addmm_(narrow.t(), states)
             else:
                 self.grad_weight.add_(narrow.t() @ states)
@@ -233,8 +236,9 @@ class _FusedGroupLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        gradients = (None if kept is None else kept.mul_(grad.to(kept.dtype)) for kept in ctx.gradients)
-        ctx.gradients = None  # consumed in place: a second backward must fail, not be wrong
+        gradients, ctx.gradients = ctx.gradients, None  # consumed in place: a second backward must fail, not be wrong
+        if grad.device.type != "cpu" or grad.item() != 1.0:  # reading a GPU's scalar would cost more than the products
+            gradients = tuple(None if kept is None else kept.mul_(grad.to(kept.dtype)) for kept in gradients)
         return *gradients, *[None] * 7
 
 
