@@ -63,7 +63,7 @@ def test_answers_hold_their_key_words_and_are_in_their_language():
             assert not set("*{}") & set(answer.text), fact.name
 
 
-def test_no_template_leaves_a_mark_or_a_placeholder_in_a_question():
+def test_no_template_leaves_a_mark_or_an_unfilled_column_in_a_question():
     assert not any(set("*{}") & set(question.text) for question in ask(load_facts(), range(PHRASINGS)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from preftune.model.logps import HeadTransform, chunked_logps, fused_group_loss, rows_per_tile
 
@@ -67,14 +68,20 @@ def test_fused_group_loss_and_its_gradients(transform, tile_rows, bias):
         assert torch.allclose(one, other, atol=1e-11)
 
 
-def test_a_frozen_head_gets_no_gradient_and_costs_no_product():
+@pytest.mark.parametrize(("fused", "frozen", "products"), [(True, False, 3), (True, True, 2), (False, False, 4)])
+def test_matrix_products_of_the_head(fused, frozen, products):
+    """Forward, states, weight; one more forward where the tile is made again; none for a frozen weight."""
     states, weight, _, targets = tensors(bias=False)
-    weight.requires_grad_(False)
-    fused_group_loss(states, weight, None, targets, HeadTransform(), OWNER, 2, LENGTHS.sum(1).tolist(), group_loss)[
-        0
-    ].backward()
-    assert states.grad is not None
-    assert weight.grad is None
+    weight.requires_grad_(not frozen)
+    rows = LENGTHS.sum(1).tolist()
+    with FlopCounterMode(display=False) as counter:
+        if fused:
+            loss, _ = fused_group_loss(states, weight, None, targets, HeadTransform(), OWNER, 2, rows, group_loss)
+        else:
+            loss = chunked_logps(states, weight, None, targets, HeadTransform()).sum()
+        loss.backward()
+    assert counter.get_total_flops() == products * 2 * ROWS * weight.numel()
+    assert (weight.grad is None) == frozen
 
 
 def test_a_second_backward_fails_instead_of_being_wrong():
