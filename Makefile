@@ -1,7 +1,7 @@
 # make demo     sets up and shows what SimPO does to a small model (needs nothing but Python 3.11 or later)
 # make test     the suite        make test-slow  the part that takes minutes
 # make check    lint, format, types, import direction
-# make bench    one optimizer step, timed
+# make bench    one optimizer step, timed           make docs  docs/objectives.md from the docstrings
 #
 # PIP_ARGS goes to every pip install, for an index of one's own:  make setup PIP_ARGS="--extra-index-url URL"
 # ARGS goes to the verb:                                           make demo ARGS="--seeds 0,1,2"
@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 PIP_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow check bench docs clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "setting up .venv with $$("$$python" --version), a minute or two"; \
 	"$$python" -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,zstd]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,zstd,lora,quant]"
 	@touch $(STAMP)
 
 demo: setup
@@ -52,6 +52,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/step.py $(ARGS)
+
+docs: setup
+	$(BIN)/python docs/make_objectives.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

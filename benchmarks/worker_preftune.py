@@ -21,8 +21,8 @@ from workload import BETA, GAMMA, LEARNING_RATE, MAX_GRAD_NORM, PAD, Pair
 from preftune.data.plan import Cut
 from preftune.model.policy import to_policy
 from preftune.objectives.simpo import SimPO
+from preftune.train.arguments import default_micro_batch_tokens
 from preftune.train.step import StepLoss, build_step, micro_batch_loss, step_counts
-from preftune.train.trainer import default_micro_batch_tokens
 from preftune.types import Origin, TokenizedGroup
 
 PACKAGES = ("torch", "transformers", "accelerate", "preftune")

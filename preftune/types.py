@@ -48,7 +48,8 @@ class Example:
     """One prompt and K responses, as text.
 
     `prompt` is a conversation that ends before the answer. `responses` are the final assistant turns, best first
-    (chosen, rejected). `scores` are empty or one number a response.
+    (chosen, rejected). `scores` are empty or one number a response; of an unpaired row, 1 for desirable and 0 for
+    undesirable.
     """
 
     prompt: tuple[Message, ...]
@@ -59,30 +60,37 @@ class Example:
 
 @dataclass(frozen=True)
 class TokenizedGroup:
-    """One prompt and K responses as token ids. Every prompt has at least one token, every response at least one."""
+    """One prompt and K responses as token ids. Every prompt has at least one token, every response at least one.
+
+    `scores` are empty or one number a response; of an unpaired row, 1 for desirable and 0 for undesirable.
+    `reference` is empty or one log-prob a response (nats, summed over tokens), precomputed under the reference model;
+    of an unpaired row then follows that of its probe, for every epoch.
+    """
 
     prompt_ids: list[int]
     response_ids: list[list[int]]
     origin: Origin
     scores: tuple[float, ...] = ()
+    reference: tuple[float, ...] = ()
 
-    def shared_length(self) -> int:
+    def shared_length(self, feed_last: bool = False) -> int:
         """Tokens at the front that all responses have in common and that are fed to the model once.
 
         The prompt, and the opening that the responses share. The last token of a response predicts nothing, so it is
-        never fed: a response of one token needs nothing beyond the prompt.
+        fed only if `feed_last`, to a value head: else a response of one token needs nothing beyond the prompt.
         """
-        shortest = min(len(ids) for ids in self.response_ids) - 1
+        shortest = min(len(ids) for ids in self.response_ids) - (not feed_last)
         first = self.response_ids[0]
         opening = 0
         while opening < shortest and all(ids[opening] == first[opening] for ids in self.response_ids):
             opening += 1
         return len(self.prompt_ids) + opening
 
-    def packed_length(self) -> int:
+    def packed_length(self, feed_last: bool = False) -> int:
         """Tokens this group occupies in a packed row."""
-        shared = self.shared_length()
-        return shared + sum(len(self.prompt_ids) + len(ids) - 1 - shared for ids in self.response_ids)
+        shared = self.shared_length(feed_last)
+        unfed = 0 if feed_last else 1
+        return shared + sum(len(self.prompt_ids) + len(ids) - unfed - shared for ids in self.response_ids)
 
 
 class Tree(NamedTuple):
@@ -101,23 +109,57 @@ class Tree(NamedTuple):
 
 
 @dataclass(frozen=True)
+class WholeStep:
+    """What an objective that looks at all groups of a step said of them, at log-probs `sums` (G, K).
+
+    losses (G,), slopes (G, K) of the step's total by each sum, rewards (G, K), terms (G,).
+    """
+
+    sums: Tensor
+    losses: Tensor
+    slopes: Tensor
+    rewards: Tensor
+    terms: dict[str, Tensor]
+
+    def select(self, groups: slice | Tensor) -> WholeStep:
+        terms = {name: term[groups] for name, term in self.terms.items()}
+        return WholeStep(self.sums[groups], self.losses[groups], self.slopes[groups], self.rewards[groups], terms)
+
+    def output(self, sums: Tensor) -> ObjectiveOutput:
+        """Losses at `sums` to first order: value and gradient are exact where the sums are those of the first pass."""
+        return ObjectiveOutput(self.losses + (self.slopes * (sums - self.sums)).sum(dim=1), self.rewards, self.terms)
+
+
+@dataclass(frozen=True)
 class Feedback:
     """What is known of the responses beside their tokens.
 
-    scores (G, K) float32; valid (G, K) bool, False where a ranked group has fewer than K responses;
-    baseline () is KTO's reference point z, reduced over the whole step.
+    scores (G, K) float32, all 0 where none are known; of unpaired rows, above 0 for desirable;
+    valid (G, K) bool, False where a ranked group has fewer than K responses;
+    baseline () is one number for all groups: KTO's reference point z, BCO's reward shift;
+    whole is there in the second pass of an objective that looks at all groups of the step.
     """
 
     scores: Tensor
     valid: Tensor
     baseline: Tensor | None = None
+    whole: WholeStep | None = None
+
+    def better(self) -> Tensor:
+        """(G, K, K) bool: response i is better than j, by scores; by order where those of a group do not differ."""
+        both = self.valid[:, :, None] & self.valid[:, None, :]
+        by_score = (self.scores[:, :, None] > self.scores[:, None, :]) & both
+        by_order = both.triu(diagonal=1)
+        return torch.where(by_score.any(dim=(1, 2))[:, None, None], by_score, by_order)
 
     def select(self, groups: slice) -> Feedback:
-        return Feedback(self.scores[groups], self.valid[groups], self.baseline)
+        whole = None if self.whole is None else self.whole.select(groups)
+        return Feedback(self.scores[groups], self.valid[groups], self.baseline, whole)
 
     def to(self, device: torch.device | str) -> Feedback:
         baseline = None if self.baseline is None else self.baseline.to(device)
-        return Feedback(self.scores.to(device, non_blocking=True), self.valid.to(device, non_blocking=True), baseline)
+        scores, valid = self.scores.to(device, non_blocking=True), self.valid.to(device, non_blocking=True)
+        return Feedback(scores, valid, baseline, self.whole)
 
 
 @dataclass(frozen=True)
@@ -173,6 +215,8 @@ class PackedBatch:
     in [0, S). Targets are ordered group by group, response by response. lengths (G, K) int64.
     weights (G,) float32: 1, or 0 for a filler that keeps the ranks in step.
     rows_per_group: scored tokens of each group, on the host, so that cutting needs no device read.
+    ends (S,): index into T of the state of each response's last token, group by group, response by response, 0 where a
+    ranked group has a gap; None where that token is not fed.
     """
 
     input_ids: Tensor
@@ -187,6 +231,7 @@ class PackedBatch:
     rows_per_group: tuple[int, ...]
     origins: tuple[Origin, ...]
     reference: ResponseLogps | None = None
+    ends: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -198,13 +243,30 @@ class PackedBatch:
         names = ("input_ids", "position_ids", "scored", "targets", "owner", "lengths", "weights")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         reference = None if self.reference is None else self.reference.to(device)
-        return replace(self, **moved, feedback=self.feedback.to(device), reference=reference)
+        ends = None if self.ends is None else self.ends.to(device, non_blocking=True)
+        return replace(self, **moved, feedback=self.feedback.to(device), reference=reference, ends=ends)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One whole optimizer step of one rank: its micro-batches, and the divisors counted over all ranks."""
+    """One whole optimizer step of one rank: its micro-batches, and the divisors counted over all ranks.
+
+    places: for each micro-batch, the numbers of its groups in the step.
+    probes, joints: of unpaired rows, for each micro-batch: `[prompt | mismatched response]`, and for a live reference
+    `[prompt | response | mismatched response]`.
+    """
 
     micro_batches: tuple[PackedBatch, ...]
     global_groups: int
     global_first_tokens: int  # tokens of the first (chosen) responses, the divisor of token-mean terms
+    places: tuple[tuple[int, ...], ...] = ()
+    probes: tuple[PackedBatch, ...] = ()
+    joints: tuple[PackedBatch, ...] = ()
+
+    def to(self, device: torch.device | str) -> Step:
+        def moved(batches: tuple[PackedBatch, ...]) -> tuple[PackedBatch, ...]:
+            return tuple(batch.to(device) for batch in batches)
+
+        return replace(
+            self, micro_batches=moved(self.micro_batches), probes=moved(self.probes), joints=moved(self.joints)
+        )

@@ -42,7 +42,7 @@ def test_the_suite_runs_with_the_pinned_versions():
 
 
 def test_what_an_extra_brings_is_named_by_its_own_door():
-    assert set(PROJECT["optional-dependencies"]) == {"zstd", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {"zstd", "lora", "quant", "dev"}
 
 
 def test_a_small_file_of_facts_ships_with_the_package():

@@ -19,6 +19,8 @@ from preftune.errors import PreftuneError
 VERBS: dict[str, str] = {
     "demo": "train a small model from nothing and show what SimPO changes",
     "train": "train by a recipe",
+    "objectives": "list the objectives, with formula, defaults, source and cost",
+    "score": "score responses with a reward model",
     "chat": "talk to a model",
 }
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_HELP.format(verbs="\n".join(f"  {verb:<9}{line}" for verb, line in VERBS.items())), end="")
+        print(_HELP.format(verbs="\n".join(f"  {verb:<12}{line}" for verb, line in VERBS.items())), end="")
         return 0
     if words[0] in ("-V", "--version"):
         print(f"preftune {__version__}")
@@ -79,6 +81,7 @@ def _log_to_stderr() -> None:
     """Show the package's log lines, which say what was chosen or converted."""
     log = logging.getLogger("preftune")
     log.handlers = [logging.StreamHandler()]  # a new one: sys.stderr may have been replaced since the last call
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses a kernel that is not used here
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)  # once, not once a process
 
 

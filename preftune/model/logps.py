@@ -1,9 +1,10 @@
 """Hidden states -> log-probabilities of the targets, without a logit matrix [N, V].
 
-Logits exist for one tile of rows at a time, in float32. Two ways:
+Logits exist for one tile of rows at a time, in the compute type. A sweep over the tile, in float32 for a few rows at a
+time, gives the log-probs and leaves their derivative in the tile. Two ways:
 * `chunked_logps`: log-probs out, each tile made again in backward (4 matrix products a tile). For any loss.
 * `fused_group_loss`: for a loss that depends on a group only through its own log-probs. The gradient is taken while the
-  tile's logits are still there (3 matrix products, nothing made twice).
+  tile is still there (3 matrix products; of a group longer than a tile, only the last tile is not made again).
 
 What a head does to its logits (scale, soft-cap) is a `HeadTransform`; targets are (N,) ids, states (N, D).
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+SWEEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # float32 logits of a sweep; on CPU what stays in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,14 @@ def _number(config: object, *names: str) -> float | None:
     return next((float(value) for value in values if isinstance(value, (int, float)) and value), None)
 
 
-def rows_per_tile(vocabulary: int, device: torch.device) -> int:
-    """Rows whose float32 logits fill one tile; at least 16."""
-    return max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * vocabulary))
+def rows_per_tile(vocabulary: int, device: torch.device, compute: torch.dtype) -> int:
+    """Rows whose logits fill one tile; at least 16."""
+    return max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (compute.itemsize * vocabulary))
+
+
+def _swept_rows(x: Tensor) -> int:
+    """Rows of a matrix that are taken at a time in float32."""
+    return max(1, SWEEP_BYTES.get(x.device.type, SWEEP_BYTES["cuda"]) // (4 * x.shape[1]))
 
 
 class _Head:
@@ -68,58 +75,63 @@ class _Head:
         self.grad_weight: Tensor | None = None  # made by the first tile: a [V, D] of zeros would cost a pass over it
         self.grad_bias = torch.zeros_like(bias, dtype=self.wide) if bias is not None and bias.requires_grad else None
 
-    def logits(self, states: Tensor) -> Tensor:
-        tile = (states @ self.weight.t()).to(self.wide)
-        if self.bias is not None:
-            tile += self.bias
-        return self.transform.apply_(tile)
+    def swept_tile(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The tile of these states (rows, D), and log p(target), (rows,).
 
-    def softmax_(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn a tile of logits into probabilities in place; also the targets' log-probs, (rows,)."""
-        peak = logits.amax(dim=-1, keepdim=True)
-        picked = logits.gather(1, targets[:, None]) - peak
-        total = logits.sub_(peak).exp_().sum(dim=-1, keepdim=True)
-        return logits.div_(total), (picked - total.log())[:, 0]
+        The tile (rows, V), in the compute type, holds minus the derivative of the log-probs by the products W h: for a
+        plain head the probabilities, minus 1 at the target.
+        """
+        tile = states.to(self.compute) @ self.weight.t()
+        logps = torch.empty(tile.shape[0], dtype=self.wide, device=tile.device)
+        for rows in _tiles(0, tile.shape[0], _swept_rows(tile)):
+            logits, target = tile[rows].to(self.wide), targets[rows, None]
+            if self.bias is not None:
+                logits += self.bias
+            self.transform.apply_(logits)
+            probabilities = logits.softmax(-1)
+            # of exp(logits - peak); the softmax's own plain float32 sum over many words would bias log p by some 1e-6
+            total = probabilities.sum(-1) / probabilities.amax(-1)
+            logps[rows] = logits.gather(1, target)[:, 0] - logits.amax(-1) - total.log()
+            delta = probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
+            if self.transform.softcap is not None:
+                delta.mul_(1 - (logits / self.transform.softcap).square_())
+            if self.transform.scale != 1.0:
+                delta.mul_(self.transform.scale)
+            tile[rows] = delta
+        return tile, logps
 
-    def backward_(
-        self, probabilities: Tensor, slope: Tensor | None, states: Tensor, targets: Tensor, grad: Tensor
-    ) -> Tensor:
+    def backward(self, tile: Tensor, states: Tensor, grad: Tensor) -> Tensor:
         """Gradient of sum_i grad_i · log p_i(target_i) to the states; adds those of weight and bias to their sums.
 
-        `probabilities` is consumed. `slope` is the soft-cap's derivative at the tile, None without one.
+        `tile` is a swept one. `grad` scales its rows, and does so on the short side of each product; `states` are those
+        before rounding to the compute type, so that they are rounded once.
         """
-        delta = probabilities.mul_(-grad[:, None])
-        delta.scatter_add_(1, targets[:, None], grad[:, None].to(delta.dtype))
-        if slope is not None:
-            delta.mul_(slope)
-        if self.transform.scale != 1.0:
-            delta.mul_(self.transform.scale)
+        slopes = -grad[:, None]
         if self.grad_bias is not None:
-            self.grad_bias += delta.sum(dim=0)
-        narrow = delta.to(self.compute)
+            for rows in _tiles(0, tile.shape[0], _swept_rows(tile)):
+                self.grad_bias += (tile[rows] * slopes[rows]).sum(dim=0)
         if self.trains_weight:
-            if self.grad_weight is None:
-                self.grad_weight = (narrow.t() @ states).to(self.wide)
-            elif self.compute == self.wide:
-                self.grad_weight.addmm_(narrow.t(), states)
+            self._add_weight_gradient(tile.t(), (states * slopes).to(self.compute))
+        return (tile @ self.weight) * slopes
+
+    def _add_weight_gradient(self, tile_t: Tensor, states: Tensor) -> None:
+        if self.compute == self.wide:
+            self.grad_weight = tile_t @ states if self.grad_weight is None else self.grad_weight.addmm_(tile_t, states)
+            return
+        first = self.grad_weight is None
+        if first:
+            self.grad_weight = torch.empty_like(self.weight, dtype=self.wide)
+        # part by part, or the product would stand in memory beside the sum, whole and in two types
+        for words in _tiles(0, tile_t.shape[0], _swept_rows(states)):
+            product = tile_t[words] @ states
+            if first:
+                self.grad_weight[words] = product
             else:
-                self.grad_weight.add_(narrow.t() @ states)
-        return narrow @ self.weight
-
-    def slope(self, logits: Tensor) -> Tensor | None:
-        softcap = self.transform.softcap
-        return None if softcap is None else 1 - (logits / softcap).square()
-
-    def tile_backward(self, states: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
-        """Make the tile again and take its gradient."""
-        logits = self.logits(states)
-        slope = self.slope(logits)
-        probabilities, _ = self.softmax_(logits, targets)
-        return self.backward_(probabilities, slope, states, targets, grad)
+                self.grad_weight[words].add_(product)
 
     def parameter_gradients(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         # a weight that takes its gradient in float32 (train/master.py) gets it unrounded
-        asked = getattr(weight, "grad_dtype", None) or weight.dtype
+        asked = (getattr(weight, "grad_dtype", None) if weight.is_leaf else None) or weight.dtype
         grad_weight = None if self.grad_weight is None else self.grad_weight.to(asked)
         return grad_weight, None if self.grad_bias is None or bias is None else self.grad_bias.to(bias.dtype)
 
@@ -147,7 +159,8 @@ def chunked_logps(
         states (N, D); weight (V, D); bias (V,) or None; targets (N,).
         tile_rows: rows in a tile, by memory when None.
     """
-    rows = tile_rows or rows_per_tile(weight.shape[0], states.device)
+    compute = compute_dtype(states.device.type, states.dtype)
+    rows = tile_rows or rows_per_tile(weight.shape[0], states.device, compute)
     return _ChunkedLogps.apply(states, weight, bias, targets, transform, rows)
 
 
@@ -157,10 +170,9 @@ class _ChunkedLogps(torch.autograd.Function):
         compute = compute_dtype(states.device.type, states.dtype)
         with torch.autocast(states.device.type, enabled=False):
             head = _Head(weight.detach(), bias, transform, compute)
-            narrow = states.detach().to(compute)
             logps = torch.empty(states.shape[0], dtype=head.wide, device=states.device)
-            for tile in _tiles(0, states.shape[0], rows):
-                _, logps[tile] = head.softmax_(head.logits(narrow[tile]), targets[tile])
+            for part in _tiles(0, states.shape[0], rows):
+                logps[part] = head.swept_tile(states[part], targets[part])[1]
         ctx.save_for_backward(states, weight, bias, targets)
         ctx.options = transform, rows, compute
         return logps
@@ -171,10 +183,11 @@ class _ChunkedLogps(torch.autograd.Function):
         transform, rows, compute = ctx.options
         with torch.autocast(states.device.type, enabled=False):
             head = _Head(weight, bias, transform, compute)
-            narrow = states.detach().to(compute)
             grad_states = torch.empty_like(states)
-            for tile in _tiles(0, states.shape[0], rows):
-                grad_states[tile] = head.tile_backward(narrow[tile], targets[tile], grad[tile])
+            for part in _tiles(0, states.shape[0], rows):
+                tile, _ = head.swept_tile(states[part], targets[part])
+                grad_states[part] = head.backward(tile, states[part], grad[part])
+                del tile  # before the next one is made
         return grad_states, *head.parameter_gradients(weight, bias), None, None, None
 
 
@@ -205,12 +218,13 @@ def fused_group_loss(
     Returns:
         loss, a scalar to call backward on, and sums (G, K), detached.
     """
-    if compute_dtype(states.device.type, states.dtype) == torch.float16:
+    compute = compute_dtype(states.device.type, states.dtype)
+    if compute == torch.float16:
         # the loss scale that keeps float16 gradients above zero comes with the backward pass
         logps = chunked_logps(states, weight, bias, targets, transform, tile_rows)
         sums = logps.new_zeros(len(rows_per_group) * responses).index_add(0, owner, logps).view(-1, responses)
         return group_loss(sums, slice(0, len(rows_per_group))), sums.detach()
-    rows = tile_rows or rows_per_tile(weight.shape[0], states.device)
+    rows = tile_rows or rows_per_tile(weight.shape[0], states.device, compute)
     return _FusedGroupLoss.apply(
         states, weight, bias, targets, transform, owner, responses, tuple(rows_per_group), group_loss, rows
     )
@@ -222,7 +236,7 @@ class _FusedGroupLoss(torch.autograd.Function):
         compute = compute_dtype(states.device.type, states.dtype)
         with torch.autocast(states.device.type, enabled=False):
             head = _Head(weight, bias, transform, compute)
-            walk = _GroupWalk(head, states.detach().to(compute), targets, owner, rows)
+            walk = _GroupWalk(head, states.detach(), targets, owner, rows)
             sums = torch.zeros(len(rows_per_group) * responses, dtype=head.wide, device=states.device)
             loss = torch.zeros((), dtype=head.wide, device=states.device)
             grad_states = torch.empty_like(states)
@@ -244,7 +258,7 @@ class _FusedGroupLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _GroupWalk:
-    """What stays the same over the spans of one micro-batch; `states` in the compute type."""
+    """What stays the same over the spans of one micro-batch."""
 
     head: _Head
     states: Tensor
@@ -256,32 +270,25 @@ class _GroupWalk:
         self, span: slice, groups: slice, members: slice, sums: Tensor, group_loss: GroupLoss, grad_states: Tensor
     ) -> Tensor:
         """Loss of a few whole groups; fills their `sums` (g*K,) and `grad_states[span]`."""
-        tiles = _tiles(span.start, span.stop, self.rows)
-        kept = None
-        logps = []
-        for tile in tiles:
-            logits = self.head.logits(self.states[tile])
-            slope = self.head.slope(logits) if len(tiles) == 1 else None
-            probabilities, tile_logps = self.head.softmax_(logits, self.targets[tile])
-            logps.append(tile_logps)
-            if len(tiles) == 1:
-                kept = probabilities, slope
-            del logits, probabilities
-        local = self.owner[span] - members.start
-        sums.index_add_(0, local, torch.cat(logps))
+        odd = span.start + (span.stop - span.start) % self.rows
+        *earlier, last = _tiles(span.start, odd, self.rows) + _tiles(odd, span.stop, self.rows)
+        logps = [self.swept_tile(part)[1] for part in earlier]  # a group longer than a tile
+        tile, last_logps = self.swept_tile(last)
+        sums.index_add_(0, self.owner[span] - members.start, torch.cat([*logps, last_logps]))
         with torch.enable_grad():
             leaf = sums.detach().clone().requires_grad_()
             loss = group_loss(leaf.view(groups.stop - groups.start, -1), groups)
             (slopes,) = torch.autograd.grad(loss, leaf)
-        grad = slopes[local]
-        if kept is not None:  # the whole span was one tile, and its probabilities are still here
-            probabilities, slope = kept
-            grad_states[span] = self.head.backward_(probabilities, slope, self.states[span], self.targets[span], grad)
-        else:  # a group longer than a tile: its tiles are made again
-            for tile in tiles:
-                part = grad[tile.start - span.start : tile.stop - span.start]
-                grad_states[tile] = self.head.tile_backward(self.states[tile], self.targets[tile], part)
+        grad = slopes[self.owner[span] - members.start]
+        grad_states[last] = self.head.backward(tile, self.states[last], grad[last.start - span.start :])
+        del tile
+        for part in earlier:  # made again
+            inner = grad[part.start - span.start : part.stop - span.start]
+            grad_states[part] = self.head.backward(self.swept_tile(part)[0], self.states[part], inner)
         return loss.detach()
+
+    def swept_tile(self, part: slice) -> tuple[Tensor, Tensor]:
+        return self.head.swept_tile(self.states[part], self.targets[part])
 
 
 def _spans(rows_per_group: Sequence[int], rows: int) -> list[tuple[slice, slice]]:

@@ -7,6 +7,9 @@ saving and PEFT stay as they are, and engines that hook the model and the head m
     policy(batch=batch, group_loss=loss)        -> (loss, sums): the head's gradient is taken in the forward pass
     policy(input_ids=...), policy.generate(...) -> as before
 
+A PEFT model is made a policy from inside: the transformers model in it, and its head, be that with LoRA or trained
+whole (`modules_to_save`).
+
 Two roads for the body: `packed` (every prompt once, no padding) and `padded` (one row a response; any decoder).
 """
 
@@ -74,11 +77,72 @@ class HeadMixin:
         return score(states, self.weight, getattr(self, "bias", None))  # type: ignore[attr-defined]
 
 
+class LoraHeadMixin:
+    """The same for a head with LoRA, whose weight is W + s·B·A: f sees the states [h | s·A h] and the weight [W | B].
+
+    The sum itself would be rounded to the precision of W, in which a small B·A is lost, and cost a second [V, D].
+    """
+
+    def forward(self: Any, states: Tensor, *args: Any, score: Any = None, **kwargs: Any) -> Any:
+        if score is None:
+            return super().forward(states, *args, **kwargs)  # type: ignore[misc]
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        columns, factors = [states], []
+        for name in () if self.disable_adapters or self.merged else self.active_adapters:
+            if name in self.lora_A:
+                down = self.lora_A[name]
+                low = down(self.lora_dropout[name](states.to(down.weight.dtype))) * self.scaling[name]
+                columns.append(low.to(states.dtype))
+                factors.append(self.lora_B[name].weight)
+
+        def widened(states: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+            if factors:
+                weight = torch.cat([weight, *(factor.to(weight.dtype) for factor in factors)], dim=1)
+            return score(torch.cat(columns, dim=1), weight, bias)
+
+        return self.base_layer(states, score=widened)
+
+
+def scoring_head(model: Any) -> Any:
+    """The output head of a transformers model, able to score; what an adapter has put around it is looked through.
+
+    Raises:
+        ModelError: it is not one linear layer in floating point, or carries a kind of adapter whose log-probs cannot
+            be made tile by tile (DoRA, a bias in LoRA).
+    """
+    head = model.get_output_embeddings()
+    _make_scoring(head, type(model).__name__)
+    return head
+
+
+def _make_scoring(head: Any, name: str) -> None:
+    if isinstance(head, (HeadMixin, LoraHeadMixin)):
+        return
+    if hasattr(head, "modules_to_save"):
+        for module in (head.original_module, *head.modules_to_save.values()):
+            _make_scoring(module, name)
+    elif hasattr(head, "lora_A"):
+        if head.lora_variant or any(head.lora_bias.values()):
+            raise ModelError(
+                f"The output head of {name} can be trained with plain LoRA (also rsLoRA, PiSSA), not with DoRA or a "
+                "LoRA bias. Leave the head out of lora_target_modules, or set use_dora: false."
+            )
+        _make_scoring(head.base_layer, name)
+        head.__class__ = type(type(head).__name__, (LoraHeadMixin, type(head)), {})
+    elif isinstance(head, nn.Linear) and head.weight.is_floating_point():
+        head.__class__ = type(type(head).__name__, (HeadMixin, type(head)), {})
+    else:
+        found = type(head).__name__
+        raise ModelError(f"{name} needs a linear output head to score responses, found {found}.")
+
+
 def to_policy(model: PreTrainedModel, road: str = "auto") -> PreTrainedModel:
-    """Make `model` answer packed batches, in place.
+    """Make `model` answer packed batches, in place, and return it.
 
     Args:
-        model: a causal language model of transformers; its output embedding must be one linear layer.
+        model: a causal language model of transformers, whose output embedding must be one linear layer, or a PEFT model
+            around one.
         road: `packed`, `padded`, or `auto`: a preflight sends two short groups down both and takes `packed` where
             they agree; otherwise `padded`, with one line in the log.
 
@@ -88,29 +152,25 @@ def to_policy(model: PreTrainedModel, road: str = "auto") -> PreTrainedModel:
     """
     if road not in ROADS:
         raise ModelError(f"'road' must be one of {', '.join(ROADS)}, found {road!r}.")
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        found = type(head).__name__
-        raise ModelError(f"{type(model).__name__} needs a linear output head to score responses, found {found}.")
-    if not isinstance(head, HeadMixin):
-        head.__class__ = type(type(head).__name__, (HeadMixin, type(head)), {})
-    if not isinstance(model, PolicyMixin):
-        model.__class__ = _policy_class(type(model))
-        model.usual_attention = model.config._attn_implementation or "sdpa"
-    _take_road(model, "padded")
-    _check_own_logits(model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    scoring_head(base)
+    if not isinstance(base, PolicyMixin):
+        base.__class__ = _policy_class(type(base))
+        base.usual_attention = base.config._attn_implementation or "sdpa"
+    take_road(base, "padded")
+    _check_own_logits(base)
     if road != "padded":
-        problem = preflight(model)
+        problem = preflight(base)
         if problem is None:
-            _take_road(model, "packed")
+            take_road(base, "packed")
         elif road == "packed":
-            raise ModelError(f"road: packed cannot serve {type(model).__name__}: {problem} Use road: auto.")
+            raise ModelError(f"road: packed cannot serve {type(base).__name__}: {problem} Use road: auto.")
         else:
-            logger.warning("%s takes the padded road: %s", type(model).__name__, problem)
+            logger.warning("%s takes the padded road: %s", type(base).__name__, problem)
     return model
 
 
-def _take_road(model: Any, road: str) -> None:
+def take_road(model: Any, road: str) -> None:
     model.road = road
     model.set_attn_implementation(NAME if road == "packed" else model.usual_attention)
 
@@ -138,7 +198,7 @@ def decoder_of(model: Any) -> nn.Module:
 def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None = None) -> Any:
     """Log-probs of a batch's responses under `model`, by its road; see `PolicyMixin`."""
     states = packed_states(model, batch) if model.road == "packed" else padded_states(model, batch)
-    transform = HeadTransform.of(model.config.get_text_config())
+    transform, head = HeadTransform.of(model.config.get_text_config()), scoring_head(model)
     groups, responses = batch.lengths.shape
     if group_loss is not None:
 
@@ -147,8 +207,8 @@ def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None 
                 states, weight, bias, batch.targets, transform, batch.owner, responses, batch.rows_per_group, group_loss
             )
 
-        return model.get_output_embeddings()(states, score=score)
-    logps = model.get_output_embeddings()(
+        return head(states, score=score)
+    logps = head(
         states, score=lambda states, weight, bias: chunked_logps(states, weight, bias, batch.targets, transform)
     )
     sums = logps.new_zeros(groups * responses).index_add(0, batch.owner, logps)
@@ -202,10 +262,10 @@ def preflight(model: Any) -> str | None:
     from preftune.data.pack import pack
 
     config = model.config.get_text_config()
-    obstacle = _obstacle(model, config)
+    obstacle = obstacle_to_packing(model, config)
     if obstacle is not None:
         return obstacle
-    ids = _some_ids(config)
+    ids = some_ids(config)
     origin = Origin("preflight", "check", 1)
     groups = [
         TokenizedGroup(ids[:40], [ids[40:60], ids[50:85]], origin),
@@ -216,18 +276,18 @@ def preflight(model: Any) -> str | None:
     model.eval()
     try:
         padded = response_logps(model, batch).means
-        _take_road(model, "packed")
+        take_road(model, "packed")
         plan = AttentionPlan(batch.trees, batch.input_ids.device)
         packed_states(model, batch, plan)
         packed = response_logps(model, batch).means
     except Exception as cause:
         return f"a packed row does not pass through its layers ({type(cause).__name__}: {str(cause).splitlines()[0]})"
     finally:
-        _take_road(model, before)
+        take_road(model, before)
         model.train(was_training)
     if plan.layers_served != config.num_hidden_layers:
         return f"only {plan.layers_served} of its {config.num_hidden_layers} layers use plain attention."
-    gap, allowed = (padded - packed).abs().max().item(), _tolerance(model)
+    gap, allowed = (padded - packed).abs().max().item(), tolerance_of(model)
     if not gap <= allowed:
         return f"packed and padded log-probs differ by {gap:.2g} nats per token (allowed {allowed:g})."
     return None
@@ -243,7 +303,7 @@ def _check_own_logits(model: Any) -> None:
     from preftune.data.pack import pack
 
     name, was_training = type(model).__name__, model.training
-    ids = _some_ids(model.config.get_text_config())
+    ids = some_ids(model.config.get_text_config())
     model.eval()
     try:
         batch = pack([TokenizedGroup(ids[:8], [ids[8:24]], Origin("check", "check", 1))]).to(model.device)
@@ -256,23 +316,25 @@ def _check_own_logits(model: Any) -> None:
     finally:
         model.train(was_training)
     gap = (ours - own).abs().item()
-    if not gap <= _tolerance(model):
+    if not gap <= tolerance_of(model):
         raise ModelError(
             f"{name} does more to its states than one linear head: log-probs differ from its own by {gap:.2g} nats a "
             "token. Models of this kind cannot be trained here."
         )
 
 
-def _some_ids(config: Any) -> list[int]:
+def some_ids(config: Any) -> list[int]:
     return [(7 * i * i + 11 * i + 3) % config.vocab_size for i in range(120)]
 
 
-def _tolerance(model: Any) -> float:
-    """Nats per token that two roads may differ by."""
+def tolerance_of(model: Any) -> float:
+    """Nats per token that two roads may differ by; rounding to few bits makes much of small differences."""
+    if getattr(model, "is_quantized", False):
+        return LOW_PRECISION_TOLERANCE
     return PREFLIGHT_TOLERANCE.get(compute_dtype(model.device.type, model.dtype), LOW_PRECISION_TOLERANCE)
 
 
-def _obstacle(model: Any, config: Any) -> str | None:
+def obstacle_to_packing(model: Any, config: Any) -> str | None:
     """What forbids packing whatever the weights: a preflight on fresh weights can be too small to show it."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention", "attention"}
     if kinds:

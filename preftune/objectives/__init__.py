@@ -33,7 +33,8 @@ def objective_class(name: str) -> type[Objective]:
 
 def objective_defaults(name: str) -> dict[str, object]:
     """The recipe keys of an objective with their defaults."""
-    return {field.name: field.default for field in fields(objective_class(name))}
+    objective = objective_class(name)()
+    return {field.name: getattr(objective, field.name) for field in fields(objective)}
 
 
 def load_objective(name: str, **values: object) -> Objective:

@@ -5,11 +5,16 @@ Every message starts with the key it is about; the recipe puts the file in front
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import RecipeError
+from preftune.objectives.base import Reads
 from preftune.recipe.batch import check_batch
 from preftune.recipe.training import LIMITS
+from preftune.types import Layout
 
 if TYPE_CHECKING:
     from preftune.recipe.schema import Recipe
@@ -24,6 +29,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_limits(recipe)
     _check_lengths(recipe)
     _check_objective(recipe)
+    _check_reference(recipe)
+    _check_adapter(recipe)
     _check_precision(recipe)
     _check_evaluation(recipe)
     check_batch(recipe)
@@ -53,6 +60,72 @@ def _check_objective(recipe: Recipe) -> None:
         raise RecipeError(
             f"'sft_weight' {recipe.sft_weight:g} adds to 'objective' sft what it already is. Leave sft_weight out."
         )
+    objective = recipe.build_objective()
+    if recipe.sft_weight and objective.layout == Layout.UNPAIRED:
+        raise RecipeError(
+            f"'sft_weight' {recipe.sft_weight:g} needs pairs or ranked responses; {recipe.objective} has neither."
+        )
+    if recipe.sft_weight and objective.reads == Reads.SCORES:
+        raise RecipeError(
+            f"'sft_weight' {recipe.sft_weight:g} needs log-probs; {recipe.objective} trains a value head."
+        )
+    if objective.reads != Reads.SCORES:
+        _refuse_idle(recipe, ("value_head_format",), f"{recipe.objective} trains no value head")
+
+
+def _check_reference(recipe: Recipe) -> None:
+    if not recipe.build_objective().needs_reference:
+        because = f"{recipe.objective} has no reference model"
+        _refuse_idle(recipe, ("reference_model_name_or_path", "precompute_reference"), because)
+    if recipe.reference_model_name_or_path is None:
+        _refuse_idle(recipe, ("reference_model_revision",), "reference_model_name_or_path is not set")
+    if not recipe.precompute_reference:
+        _refuse_idle(recipe, ("reference_cache",), "precompute_reference is false")
+
+
+def _refuse_idle(recipe: Recipe, keys: Iterable[str], because: str) -> None:
+    """Refuse keys that were set and would do nothing."""
+    defaults = {field.name: field.default for field in fields(recipe)}
+    for key in keys:
+        value = getattr(recipe, key)
+        if value != defaults[key]:
+            said = str(value).lower() if isinstance(value, bool) else repr(value)
+            raise RecipeError(f"'{key}' {said} has no effect: {because}. Leave it out.")
+
+
+_PISSA = re.compile(r"pissa_niter_\d+")
+_LORA_KEYS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_modules_to_save",
+    "use_rslora",
+    "use_dora",
+    "lora_init",
+)
+
+
+def _check_adapter(recipe: Recipe) -> None:
+    if recipe.load_in_4bit and recipe.load_in_8bit:
+        raise RecipeError("'load_in_4bit' and 'load_in_8bit' are both true. Keep one of them.")
+    if (recipe.load_in_4bit or recipe.load_in_8bit) and not recipe.trains_adapter:
+        key = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit"
+        raise RecipeError(f"'{key}' true needs an adapter: quantised weights cannot be trained. Set use_peft: true.")
+    if (recipe.load_in_4bit or recipe.load_in_8bit) and recipe.build_objective().reads == Reads.SCORES:
+        raise RecipeError("'objective' reward trains a value head over dense weights. Leave load_in_4bit/8bit out.")
+    if recipe.freeze and recipe.trains_adapter:
+        raise RecipeError("'freeze' is for full training: beside an adapter all is frozen. Leave one of them out.")
+    if not recipe.load_in_4bit:
+        _refuse_idle(recipe, ("bnb_4bit_quant_type",), "load_in_4bit is false")
+    if recipe.adapter_name_or_path is not None:
+        _refuse_idle(recipe, _LORA_KEYS, "adapter_name_or_path brings its own settings")
+    elif not recipe.use_peft:
+        _refuse_idle(recipe, _LORA_KEYS, "no adapter is trained (use_peft is false)")
+    if recipe.lora_init not in (True, "gaussian", "pissa", "olora") and not _PISSA.fullmatch(str(recipe.lora_init)):
+        raise RecipeError(
+            f"'lora_init' must be true, gaussian, pissa, pissa_niter_N or olora, found {recipe.lora_init!r}."
+        )
 
 
 def _check_precision(recipe: Recipe) -> None:
@@ -65,9 +138,11 @@ def _check_precision(recipe: Recipe) -> None:
 
 
 def _check_evaluation(recipe: Recipe) -> None:
+    if recipe.eval_dataset is not None and recipe.test_split_size is not None:
+        raise RecipeError("'eval_dataset' and 'test_split_size' both say what is held out. Keep one of them.")
     training = recipe.training
     strategy = training.get("eval_strategy", "no")
-    if recipe.eval_dataset is None and (strategy != "no" or training.get("eval_on_start")):
+    if not recipe.evaluates and (strategy != "no" or training.get("eval_on_start")):
         key, value = ("eval_strategy", strategy) if strategy != "no" else ("eval_on_start", "true")
         raise RecipeError(f"'{key}' {value} needs data. Set eval_dataset, or leave {key} out.")
     if training.get("load_best_model_at_end"):

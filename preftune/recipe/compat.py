@@ -11,6 +11,7 @@ import logging
 import math
 from typing import Any
 
+from preftune.data.truncate import TRUNCATION_ALIASES
 from preftune.errors import RecipeError
 from preftune.recipe.layers import Given, Layer
 from preftune.recipe.values import Mismatch, coerce
@@ -24,6 +25,16 @@ ALIASES: dict[str, str] = {
     "rpo_alpha": "sft_weight",
     "pref_ftx": "sft_weight",
     "dtype": "torch_dtype",
+    "dataset_mixer": "dataset",
+    "preprocessing_num_workers": "dataset_num_proc",
+    "ref_model": "reference_model_name_or_path",
+    "ref_model_id_or_path": "reference_model_name_or_path",
+    "ref_model_revision": "reference_model_revision",
+    "precompute_ref_log_probs": "precompute_reference",
+    "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
+    "modules_to_save": "lora_modules_to_save",
+    "init_lora_weights": "lora_init",
     "max_seq_length": "max_length",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
@@ -32,6 +43,12 @@ ALIASES: dict[str, str] = {
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
 }
+
+# Other spellings of an objective's name.
+OBJECTIVES: dict[str, str] = {"rm": "reward", "slic": "slic_hf", "r_dpo": "rdpo", "ln_dpo": "dpo_norm"}
+
+# Other names of one objective's own keys.
+OBJECTIVE_ALIASES: dict[str, dict[str, str]] = {"ipo": {"beta": "tau"}, "orpo": {"lambda": "beta"}}
 
 # Both names are in use, by release of transformers; the recipe takes the one that the installed release wants.
 RENAMED_BY_TRANSFORMERS: dict[str, str] = {
@@ -97,7 +114,7 @@ def rename(layer: Layer, training: dict[str, Any]) -> Layer:
         if name != key:
             log.info("%s: '%s' is read as '%s'.", given.place, key, name)
         renamed[name], origins[name] = value, key
-    return _fold_warmup(renamed)
+    return _fold_warmup(_fold_truncation(renamed))
 
 
 def _our_name(key: str, training: dict[str, Any]) -> str:
@@ -111,14 +128,67 @@ def _our_value(key: str, given: Given) -> Given:
     if key in ("torch_dtype", "dtype") and given.value is not None:
         name = str(given.value).removeprefix("torch.")
         return given._replace(value=DTYPES.get(name, name), text=None)
+    if _our_name(key, {}) == "objective" and isinstance(given.value, str):
+        name = given.value.lower().replace("-", "_")
+        return given._replace(value=OBJECTIVES.get(name, name), text=None)
     if key == "report_to" and given.value is None:
         return given._replace(value="none")
     return given
 
 
+def rename_own(layer: Layer, objective: str) -> Layer:
+    """The layer with our names for the keys of `objective`: ipo's `beta` is tau, orpo's `lambda` is beta.
+
+    Raises:
+        RecipeError: a key and its alias are both given and disagree.
+    """
+    renamed = dict(layer)
+    for key, name in OBJECTIVE_ALIASES.get(objective, {}).items():
+        if key not in renamed:
+            continue
+        given = renamed.pop(key)
+        if name in renamed and renamed[name].value != given.value:
+            raise _disagree(given.place, (name, renamed[name].value), (key, given.value))
+        log.info("%s: '%s' is read as '%s'.", given.place, key, name)
+        renamed[name] = given
+    mixture = renamed.get("mixture")
+    if mixture is not None and isinstance(mixture.value, dict):
+        parts = {part: _rename_part(str(part), keys) for part, keys in mixture.value.items()}
+        renamed["mixture"] = mixture._replace(value=type(mixture.value)(parts))
+    return renamed
+
+
+def _rename_part(objective: str, keys: Any) -> Any:
+    if not isinstance(keys, dict):
+        return keys
+    names = OBJECTIVE_ALIASES.get(objective, {})
+    return {names.get(key, key): value for key, value in keys.items()}
+
+
 def _disagree(place: str, first: tuple[str, Any], second: tuple[str, Any], because: str = "") -> RecipeError:
     (one, value), (other, other_value) = first, second
     return RecipeError(f"{place}: '{one}' {value} and '{other}' {other_value} disagree{because}. Keep one of them.")
+
+
+def _fold_truncation(layer: Layer) -> Layer:
+    """Other tools' keys for what to do with rows that are too long.
+
+    Raises:
+        RecipeError: a value is not one of theirs, or disagrees with `truncation`.
+    """
+    layer = dict(layer)
+    for key, values in TRUNCATION_ALIASES.items():
+        if key not in layer:
+            continue
+        given = layer.pop(key)
+        if given.value not in values:
+            raise RecipeError(f"{given.place}: '{key}' must be one of {', '.join(values)}, found {given.value!r}.")
+        mode = values[given.value]
+        if "truncation" in layer and layer["truncation"].value != mode:
+            raise _disagree(given.place, ("truncation", layer["truncation"].value), (key, given.value))
+        log.info("%s: '%s' %s is read as 'truncation' %s.", given.place, key, given.value, mode)
+        layer["truncation"] = Given(mode, given.place)
+    return layer
 
 
 def _fold_warmup(layer: Layer) -> Layer:

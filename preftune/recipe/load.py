@@ -40,8 +40,9 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
     """
     origin = "recipe" if path is None else str(path)
     try:
-        layer = _given(path, overrides)
-        objective = _objective_of(layer, origin)
+        file, last = _given(path, overrides)
+        objective = _objective_of(merge(file, last), origin)
+        layer = merge(compat.rename_own(file, objective), compat.rename_own(last, objective))
         layer = compat.refuse_senseless(compat.fold_gamma(layer, objective_defaults(objective)))
         kinds = _kinds(objective)
         _check_keys(layer, kinds, objective)
@@ -51,11 +52,11 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
     return _build(values, objective, path, {key: given.place for key, given in layer.items()})
 
 
-def _given(path: str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> Layer:
+def _given(path: str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> tuple[Layer, Layer]:
     training = training_kinds()
     file = {} if path is None else compat.rename(read_file(Path(path)), training)
     last = compat.rename(read_overrides(overrides), training)
-    return merge(compat.override_gamma(file, last), last)
+    return compat.override_gamma(file, last), last
 
 
 def _objective_of(layer: Layer, origin: str) -> str:
@@ -84,13 +85,14 @@ def _check_keys(layer: Layer, kinds: dict[str, Any], objective: str) -> None:
     for key, given in layer.items():
         if key in kinds:
             continue
-        owners = [name for name in objective_names() if key in _names_of(name)]
+        owners = sorted((n for n in objective_names() if key in _names_of(n)), key=lambda n: n != _DEFAULT_OBJECTIVE)
         if owners:
             raise RecipeError(
                 f"{given.place}: '{key}' is a key of {', '.join(owners)}, but 'objective' is {objective}. "
                 f"Remove it, or set objective: {owners[0]}."
             )
         everything = {*kinds, *compat.ALIASES, *compat.GAMMAS, compat.WARMUP_RATIO, *compat.REFUSED, *compat.IGNORED}
+        everything |= set(compat.TRUNCATION_ALIASES)
         everything |= {name for other in objective_names() for name in objective_defaults(other)}
         meant = nearest(key, sorted(everything))
         remedy = "" if meant.endswith("?") else " Remove it; known are our own keys and those of TrainingArguments."

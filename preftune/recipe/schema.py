@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from preftune.data.truncate import TruncationMode
 from preftune.errors import RecipeError
 from preftune.objectives import load_objective, objective_class, objective_defaults
 from preftune.objectives.base import Objective
@@ -34,11 +35,57 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "attn_implementation",
         "trust_remote_code",
         "master_weights",
+        "freeze",
+        "load_in_4bit",
+        "load_in_8bit",
+        "bnb_4bit_quant_type",
         "chat_template",
+        "chat_template_kwargs",
     ),
-    "data": ("dataset", "eval_dataset", "columns", "max_length", "max_prompt_length"),
+    "adapter": (
+        "use_peft",
+        "adapter_name_or_path",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_modules_to_save",
+        "use_rslora",
+        "use_dora",
+        "lora_init",
+    ),
+    "data": (
+        "dataset",
+        "eval_dataset",
+        "columns",
+        "ranked_pairs",
+        "on_bad_row",
+        "dataset_splits",
+        "dataset_configs",
+        "dataset_catalog",
+        "mixer_order",
+        "test_split_size",
+    ),
+    "tokens": (
+        "max_length",
+        "max_prompt_length",
+        "truncation",
+        "cut_response_end",
+        "tokenization",
+        "dedupe",
+        "decontaminate",
+        "dataset_num_proc",
+        "tokens_cache",
+    ),
     "objective": ("objective", "sft_weight", "sft_normalization"),
+    "reference": (
+        "reference_model_name_or_path",
+        "reference_model_revision",
+        "precompute_reference",
+        "reference_cache",
+    ),
     "step": ("micro_batch_tokens", "total_batch_size", "share_prompt", "disable_dropout", "road"),
+    "saving": ("value_head_format",),
 }
 SCHEMA_KEYS: tuple[str, ...] = tuple(key for keys in GROUPS.values() for key in keys)
 
@@ -55,19 +102,51 @@ class Recipe:
         attn_implementation: attention of the padded road; null leaves it to transformers.
         trust_remote_code: run model code that comes with the weights.
         master_weights: keep float32 weights whatever `torch_dtype` says.
-        chat_template: Jinja text, or a file that holds it, instead of the tokenizer's own.
-        dataset: a file, a folder or a name, or a list of them.
+        freeze: parts that are not trained: embeddings, head, norm, layers.0-7, or the beginning of parameter names.
+        load_in_4bit, load_in_8bit: hold the base model quantised under an adapter (QLoRA).
+        bnb_4bit_quant_type: nf4 or fp4.
+        chat_template: instead of the tokenizer's own: a name (chatml, llama3, ...), Jinja text, or a file with it.
+        chat_template_kwargs: settings of the template, such as {enable_thinking: false}; saved with the tokenizer.
+        use_peft: train a LoRA adapter instead of the model.
+        adapter_name_or_path: start from this adapter; it is the reference too, as it was.
+        lora_r, lora_alpha, lora_dropout: rank, scale (over rank) and dropout of a new adapter; disable_dropout
+            switches the last off too.
+        lora_target_modules: ALL (every linear layer but the head), DEFAULT (query, key, value projections), or names.
+        lora_modules_to_save: modules that are trained whole beside the adapter.
+        use_rslora: scale by lora_alpha over the square root of the rank.
+        use_dora: train magnitudes too.
+        lora_init: true (B is zero), gaussian, pissa, pissa_niter_N or olora.
+        dataset: a file, a folder or a name, a list of them, or a map of them to weights (dataset_mixer).
         eval_dataset: the same, for evaluation.
         columns: which column of the file plays which role: {question: prompt, answer: chosen}.
+        on_bad_row: error, or skip and count; null: as the catalogue has it for a named set, else error.
+        dataset_splits: the splits to read, such as [train_prefs, test_prefs], or a map of sources to theirs.
+        dataset_configs: the subset of each source.
+        dataset_catalog: a YAML file with more named data sets.
+        mixer_order: rows of a weight are drawn by the seed (random), or are the first ones, as published (head).
+        test_split_size: what is held out of a source without a test split: a share, or a number of examples.
+        ranked_pairs: how ranked rows become pairs: best_worst, or all.
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens that a prompt keeps when the pair is too long; null: what the response leaves.
+        truncation: prompt_then_response, keep_start, keep_end, drop or error, for rows that are too long.
+        cut_response_end: append puts the end-of-turn token at the end of a cut response.
+        tokenization: preftune, or princeton for the ids of the SimPO repository.
+        dedupe: leave out rows equal to an earlier one.
+        decontaminate: files of questions, such as a benchmark's; rows in which one of them stands are left out.
+        dataset_num_proc: processes that encode.
+        tokens_cache: a folder in which token ids are kept.
         objective: the name of the loss.
         sft_weight: weight of the NLL of the chosen response beside the objective; null: as in the method's paper.
-        sft_normalization: the NLL is a mean per token, a mean per sequence, or a sum per sequence.
+        sft_normalization: the NLL is a mean per token, a mean per sequence, or a sum per sequence; null: as there.
+        reference_model_name_or_path: of an objective that needs a reference; null: the model as it is at the start.
+        reference_model_revision: of a hub name.
+        precompute_reference: compute the reference's log-probs before training, and let it leave memory.
+        reference_cache: folder of these log-probs; null: preftune/ in the user's cache folder.
         micro_batch_tokens: tokens of one forward pass; null: chosen at the start.
         total_batch_size: groups of one optimizer step over all processes.
         share_prompt: compute the prompt of a group once.
         disable_dropout: train without dropout.
+        value_head_format: of the extra file with a reward model's head: safetensors or bin.
         road: packed rows, padded rows, or packed where the model allows it (auto).
         objective_args: the objective's own keys.
         training: fields of `TrainingArguments`.
@@ -79,26 +158,60 @@ class Recipe:
     """
 
     model_name_or_path: str
-    dataset: str | list[str]
+    dataset: str | list[str] | dict[str, Any]
     tokenizer_name_or_path: str | None = None
     model_revision: str = "main"
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     master_weights: bool = True
+    freeze: list[str] | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     chat_template: str | None = None
-    eval_dataset: str | list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    use_peft: bool = False
+    adapter_name_or_path: str | None = None
+    lora_r: int = 16
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: str | list[str] = "ALL"
+    lora_modules_to_save: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_init: bool | str = True
+    eval_dataset: str | list[str] | dict[str, Any] | None = None
     columns: dict[str, str | None] | None = None
+    ranked_pairs: Literal["best_worst", "all"] = "best_worst"
+    on_bad_row: Literal["error", "skip"] | None = None
+    dataset_splits: list[str] | dict[str, Any] | None = None
+    dataset_configs: list[str] | dict[str, str] | None = None
+    dataset_catalog: str | None = None
+    mixer_order: Literal["random", "head"] = "random"
+    test_split_size: int | float | None = None
     max_length: int = 1024
     max_prompt_length: int | None = None
+    truncation: TruncationMode = "prompt_then_response"
+    cut_response_end: Literal["none", "append"] = "none"
+    tokenization: Literal["preftune", "princeton"] = "preftune"
+    dedupe: bool = False
+    decontaminate: str | list[str] | None = None
+    dataset_num_proc: int = 1
+    tokens_cache: str | None = None
     objective: str = "simpo"
     sft_weight: float | None = None
-    sft_normalization: SftNormalization = "token"
+    sft_normalization: SftNormalization | None = None
+    reference_model_name_or_path: str | None = None
+    reference_model_revision: str = "main"
+    precompute_reference: bool = False
+    reference_cache: str | None = None
     micro_batch_tokens: int | None = None
     total_batch_size: int | None = None
     share_prompt: bool = True
     disable_dropout: bool = True
     road: Road = "auto"
+    value_head_format: Literal["safetensors", "bin"] = "safetensors"
     objective_args: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     origin: str = field(default="recipe", compare=False, repr=False)
@@ -108,7 +221,7 @@ class Recipe:
         with self._located():
             own = {**objective_defaults(self.objective), **self.objective_args}
             object.__setattr__(self, "objective_args", own)
-            defaults = training_defaults(self.objective, evaluates=self.eval_dataset is not None)
+            defaults = training_defaults(self.objective, evaluates=self.evaluates, adapter=self.trains_adapter)
             object.__setattr__(self, "training", {**defaults, **self.training})
             self.build_objective()
             check_recipe(self)
@@ -137,6 +250,20 @@ class Recipe:
         if self.sft_weight is not None:
             return self.sft_weight
         return objective_class(self.objective).published_sft_weight
+
+    @property
+    def effective_sft_normalization(self) -> SftNormalization:
+        """`sft_normalization`, or that of the method's paper where the recipe leaves it open."""
+        return self.sft_normalization or objective_class(self.objective).published_sft_normalization
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out rows: a set of their own, or a part of the dataset."""
+        return self.eval_dataset is not None or self.test_split_size is not None
+
+    @property
+    def trains_adapter(self) -> bool:
+        return self.use_peft or self.adapter_name_or_path is not None
 
     @property
     def output_dir(self) -> str:
@@ -175,4 +302,4 @@ def describe_objective(recipe: Recipe) -> str:
     """The loss that is minimised, as a formula with its numbers: `simpo: -log σ(2·(A_w - A_l - 0.5))`."""
     line = f"{recipe.objective}: {recipe.build_objective().describe()}"
     weight = recipe.effective_sft_weight
-    return f"{line} + {weight:g}·{_SFT_TERMS[recipe.sft_normalization]}" if weight else line
+    return f"{line} + {weight:g}·{_SFT_TERMS[recipe.effective_sft_normalization]}" if weight else line

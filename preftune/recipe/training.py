@@ -25,7 +25,11 @@ TRAINING_DEFAULTS: dict[str, object] = {
 # Defaults that depend on the objective, over the table above.
 OBJECTIVE_TRAINING_DEFAULTS: dict[str, dict[str, object]] = {
     "sft": {"learning_rate": 2.0e-5},  # plain likelihood needs the larger steps of ordinary fine-tuning
+    "reward": {"learning_rate": 1.0e-5},  # a fresh head has far to go
 }
+
+# Adapters start at zero and have few weights: about fifty times the step of full weights, as in the published recipes.
+ADAPTER_LEARNING_RATE = 5.0e-5
 
 # Fields whose annotation is narrower than what the Trainer takes.
 _WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
@@ -58,6 +62,11 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": (lambda value: value >= 2, "at least 2 (one prompt token, one response token)"),
     "max_prompt_length": _AT_LEAST_1,
     "sft_weight": _AT_LEAST_0,
+    "dataset_num_proc": _AT_LEAST_1,
+    "test_split_size": _ABOVE_0,
+    "lora_r": _AT_LEAST_1,
+    "lora_alpha": _ABOVE_0,
+    "lora_dropout": _BELOW_1,
     "micro_batch_tokens": _AT_LEAST_1,
     "total_batch_size": _AT_LEAST_1,
 }
@@ -71,12 +80,13 @@ def training_kinds() -> dict[str, Any]:
     return {field.name: _WIDER.get(field.name, field.type) for field in fields(TrainingArguments) if field.init}
 
 
-def training_defaults(objective: str, evaluates: bool) -> dict[str, object]:
+def training_defaults(objective: str, evaluates: bool, adapter: bool) -> dict[str, object]:
     """Our defaults for an objective; with an evaluation set, it is evaluated at the end of every epoch."""
     strategy: dict[str, object] = {"eval_strategy": "epoch"} if evaluates else {}
     return {
         "output_dir": f"runs/{objective}",
         **TRAINING_DEFAULTS,
         **OBJECTIVE_TRAINING_DEFAULTS.get(objective, {}),
+        **({"learning_rate": ADAPTER_LEARNING_RATE} if adapter else {}),
         **strategy,
     }

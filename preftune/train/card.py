@@ -31,7 +31,8 @@ def write_card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str
 
 def card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "") -> str:
     """The card as Markdown, with the front matter that the hub reads."""
-    header = {"library_name": "transformers", "tags": ["preftune", recipe.objective]}
+    library = "peft" if recipe.trains_adapter else "transformers"
+    header = {"library_name": library, "tags": ["preftune", recipe.objective]}
     if not Path(recipe.model_name_or_path).exists():
         header["base_model"] = recipe.model_name_or_path
     metrics = summary["metrics"]

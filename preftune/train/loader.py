@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, islice
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from preftune.data.plan import Cut, epoch_order
-from preftune.train.step import build_step
+from preftune.errors import DataError
+from preftune.train.step import Packing, build_step, joint
 from preftune.types import Step, TokenizedGroup
 
 StepKey = tuple[int, int]
@@ -23,7 +26,10 @@ StepKey = tuple[int, int]
 
 @dataclass(frozen=True)
 class StepSource(Dataset):
-    """Builds the step of a key. `seed` None keeps the rows in their order (evaluation)."""
+    """Builds the step of a key. `seed` None keeps the rows in their order (evaluation).
+
+    probes: give every row a mismatched response, for KTO.
+    """
 
     groups: Sequence[TokenizedGroup]
     global_batch: int
@@ -31,8 +37,8 @@ class StepSource(Dataset):
     seed: int | None
     rank: int = 0
     ranks: int = 1
-    share_prompt: bool = True
-    padded: bool = False
+    packing: Packing = field(default_factory=Packing)
+    probes: bool = False
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -46,18 +52,63 @@ class StepSource(Dataset):
 
     def __getitem__(self, key: StepKey) -> Step:
         epoch, step = key
-        order: Sequence[int] = (
-            range(len(self.groups)) if self.seed is None else epoch_order(len(self.groups), self.seed, epoch)
-        )
-        rows = order[step * self.global_batch : (step + 1) * self.global_batch]
-        groups = [self.groups[row] for row in rows]
+        rows = self._order(epoch)[step * self.global_batch : (step + 1) * self.global_batch]
         return build_step(
-            groups,
+            [self.groups[row] for row in rows],
             self.cut,
             rank=self.rank,
             ranks=self.ranks,
-            share_prompt=self.share_prompt,
-            padded=self.padded,
+            packing=self.packing,
+            probes=self._probes(rows, epoch) if self.probes else (),
+        )
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        return range(len(self.groups)) if self.seed is None else epoch_order(len(self.groups), self.seed, epoch)
+
+    def joint_groups(self, epoch: int) -> list[TokenizedGroup]:
+        """Every row of an epoch with its probe behind it, in the order of the rows."""
+        order = self._order(epoch)
+        found: dict[int, TokenizedGroup] = {}
+        for start in range(0, len(order), self.global_batch):
+            rows = order[start : start + self.global_batch]
+            for row, probe in zip(rows, self._probes(rows, epoch), strict=True):
+                found[row] = joint(self.groups[row], probe)
+        return [found[row] for row in range(len(self.groups))]
+
+    def _probes(self, rows: Sequence[int], epoch: int) -> list[TokenizedGroup]:
+        """For each row of a step its prompt with a response to another prompt.
+
+        The response is that of the next row of the step with another prompt; where the step has only one prompt, of
+        the next such row of the epoch. It is cut to the length of the longest row.
+        """
+        order = self._order(epoch)
+        after = (order.index(rows[-1]) + 1) % len(order)
+        probes = []
+        for number, row in enumerate(rows):
+            elsewhere = chain(rows[number + 1 :], rows[:number], islice(order, after, None), islice(order, after))
+            prompt = self.groups[row].prompt_ids
+            other = next(self.groups[n] for n in elsewhere if self.groups[n].prompt_ids != prompt)
+            response = other.response_ids[0][: self._longest - len(prompt)]
+            known = self.groups[row].reference[1:]
+            reference = (known[epoch],) if known else ()
+            probes.append(TokenizedGroup(prompt, [response], self.groups[row].origin, reference=reference))
+        return probes
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(len(group.prompt_ids) + len(group.response_ids[0]) for group in self.groups)
+
+
+def check_prompts(groups: Sequence[TokenizedGroup]) -> None:
+    """Refuse rows that all have one prompt: none of them could have a probe.
+
+    Raises:
+        DataError: they have.
+    """
+    if all(group.prompt_ids == groups[0].prompt_ids for group in groups):
+        raise DataError(
+            f"{groups[0].origin}: all {len(groups)} rows have the same prompt, and KTO needs a response to another "
+            "one. Add rows with other prompts, or take an objective for pairs."
         )
 
 

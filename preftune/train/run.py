@@ -20,16 +20,21 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.utils import logging as hf_logging
 
 from preftune import __version__
-from preftune.data import TokenizationReport, load_preferences, tokenize_examples
+from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
 from preftune.errors import ModelError, RecipeError
-from preftune.model.load import load_model, load_tokenizer
+from preftune.model.heads import save_value_head
+from preftune.model.load import load_tokenizer
+from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
+from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.card import write_card
 from preftune.train.checkpoint import resolve_resume, set_aside, step_of
+from preftune.train.data import load_groups
+from preftune.train.models import load_reference_model, load_trained_model
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
-from preftune.train.trainer import PreferenceArguments, PreferenceTrainer, default_micro_batch_tokens
+from preftune.train.trainer import PreferenceTrainer
 from preftune.types import TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -55,24 +60,20 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         revision=recipe.model_revision,
         trust_remote_code=recipe.trust_remote_code,
         chat_template=recipe.chat_template,
+        chat_template_kwargs=recipe.chat_template_kwargs,
     )
     groups, report = load_groups(recipe, tokenizer, recipe.dataset, "train")
     held_out = None
-    if recipe.eval_dataset is not None:
-        held_out, _ = load_groups(recipe, tokenizer, recipe.eval_dataset, "test")
+    if recipe.evaluates:
+        held_out, _ = load_groups(recipe, tokenizer, recipe.eval_dataset or recipe.dataset, "test")
     args = build_arguments(recipe)
     set_seed(args.seed)
-    model = load_model(
-        recipe.model_name_or_path,
-        torch_dtype=_weights_dtype(recipe),
-        attn_implementation=recipe.attn_implementation,
-        revision=recipe.model_revision,
-        trust_remote_code=recipe.trust_remote_code,
-    )
-    if model.dtype == torch.float16:  # saved so and loaded with torch_dtype: auto; it needs loss scaling to train
-        model.float()
-    _check_vocabulary(recipe, tokenizer, model)
-    _check_positions(recipe, model, groups + (held_out or []))
+    model = load_trained_model(recipe, tokenizer)
+    reference = load_reference_model(recipe)
+    rows = groups + (held_out or [])
+    _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
+    if reference is not None:
+        _check_fits(reference, recipe.reference_model_name_or_path, tokenizer, rows)
     folder = Path(recipe.output_dir)
     resume = resolve_resume(args.resume_from_checkpoint, folder)
     progress, interrupt = TerminalProgress(recipe.objective), SaveOnInterrupt()
@@ -84,7 +85,10 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         eval_dataset=held_out,
         processing_class=tokenizer,
         sft_weight=recipe.effective_sft_weight,
-        sft_normalization=recipe.sft_normalization,
+        sft_normalization=recipe.effective_sft_normalization,
+        reference_model=reference,
+        precompute_reference=recipe.precompute_reference,
+        reference_cache=recipe.reference_cache,
         cut=Cut(max_tokens=recipe.micro_batch_tokens or default_micro_batch_tokens(args.device)),
         road=recipe.road,
         share_prompt=recipe.share_prompt,
@@ -92,6 +96,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         master_weights=recipe.master_weights,
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
+    del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,22 +115,17 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     if interrupt.asked and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(f"saved; go on with: preftune train {folder}/recipe.yaml resume_from_checkpoint=true")
     trainer.save_model()
+    if trainer.is_world_process_zero() and hasattr(trainer.model, "peft_config"):
+        from preftune.model.lora import save_plain_lora  # the extra `lora`
+
+        save_plain_lora(trainer.model, folder)
+    if trainer.is_world_process_zero() and trainer.loss.objective.reads == Reads.SCORES:
+        save_value_head(trainer.model, folder, recipe.value_head_format)
     done_before = step_of(resume) if resume else 0
     summary = _summary(recipe, trainer, report, done_before, loop, time.perf_counter() - started)
     if trainer.is_world_process_zero():
         write_run_files(recipe, folder, summary)
     return summary
-
-
-def load_groups(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, dataset: str | Sequence[str], split: str
-) -> tuple[list[TokenizedGroup], TokenizationReport]:
-    """The token groups of a recipe's dataset, and what was cut."""
-    layout = recipe.build_objective().layout
-    examples = load_preferences(dataset, split=split, layout=layout, columns=recipe.columns)
-    return tokenize_examples(
-        examples, tokenizer, max_length=recipe.max_length, max_prompt_length=recipe.max_prompt_length
-    )
 
 
 def build_arguments(recipe: Recipe) -> PreferenceArguments:
@@ -147,28 +147,22 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
         raise RecipeError(f"{recipe.origin}: {str(cause).splitlines()[0]}") from cause
 
 
-def _weights_dtype(recipe: Recipe) -> str | None:
-    """float16 is a compute type here (autocast with loss scaling over float32 weights)."""
-    return "float32" if recipe.torch_dtype == "float16" else recipe.torch_dtype
-
-
-def _check_vocabulary(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+def _check_fits(
+    model: Any, name: str | None, tokenizer: PreTrainedTokenizerBase, groups: Sequence[TokenizedGroup]
+) -> None:
+    """The model embeds every token, and has a position for each. Learned positions end where their table ends."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
-            f"The tokenizer has {len(tokenizer)} tokens, but '{recipe.model_name_or_path}' embeds {rows}. "
+            f"The tokenizer has {len(tokenizer)} tokens, but '{name}' embeds {rows}. "
             "Set tokenizer_name_or_path to the model's own tokenizer."
         )
-
-
-def _check_positions(recipe: Recipe, model: Any, groups: Sequence[TokenizedGroup]) -> None:
-    """Learned positions end where their table ends; rotary ones only grow worse."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(groups, key=lambda group: len(group.prompt_ids) + max(map(len, group.response_ids)))
     tokens = len(longest.prompt_ids) + max(map(len, longest.response_ids))
     if limit is None or tokens <= limit:
         return
-    said = f"{longest.origin} has {tokens} tokens, and '{recipe.model_name_or_path}' was made for {limit}"
+    said = f"{longest.origin} has {tokens} tokens, and '{name}' was made for {limit}"
     if not hasattr(model.config.get_text_config(), "rope_parameters"):
         raise ModelError(f"{said}. Set max_length: {limit} or less.")
     logger.warning("%s: expect poor log-probs, or set max_length: %d.", said, limit)

@@ -6,17 +6,13 @@ what is overridden here is listed in `OVERRIDDEN`, which a test asserts against 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
-import shutil
 import time
-from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -25,21 +21,27 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.data.plan import Cut
-from preftune.errors import CheckpointError, RecipeError, TrainingError
+from preftune.errors import RecipeError, TrainingError
+from preftune.model.heads import to_scorer
 from preftune.model.load import disable_dropout
 from preftune.model.policy import to_policy
+from preftune.model.reference import FrozenModel, Reference, own_reference
 from preftune.objectives import load_objective
-from preftune.objectives.base import Objective
-from preftune.train.checkpoint import MANIFEST, STAGING, publish, seal, step_of
-from preftune.train.loader import StepLoader, StepSource, open_step, step_loader
+from preftune.objectives.base import Baseline, Objective, Reads
+from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.identity import hash_groups, hash_weights
+from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
-from preftune.train.step import StepLoss, micro_batch_loss, step_counts
-from preftune.types import Origin, Step, TokenizedGroup
+from preftune.train.passes import RunningMean, prepare_step
+from preftune.train.precompute import ReferenceTables, default_cache
+from preftune.train.saving import SealedTrainer
+from preftune.train.step import Packing, StepLoss, micro_batch_loss, step_counts
+from preftune.types import Origin, PackedBatch, ResponseLogps, Step, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 OVERRIDDEN = frozenset(
@@ -50,31 +52,7 @@ OVERRIDDEN = frozenset(
 EVAL_STEP_GROUPS = 256  # groups planned and packed together during evaluation
 
 
-@dataclass
-class PreferenceArguments(TrainingArguments):
-    """`TrainingArguments` for whole-step training.
-
-    `per_device_train_batch_size x gradient_accumulation_steps x processes` is the global batch, as published. It is
-    folded into the first factor here, because one item of the loader is one optimizer step.
-    """
-
-    def __post_init__(self) -> None:
-        self.per_device_train_batch_size *= self.gradient_accumulation_steps
-        self.gradient_accumulation_steps = 1
-        self.remove_unused_columns = False
-        self.logging_nan_inf_filter = False  # it hides the NaN and trains on
-        self.ddp_find_unused_parameters = False
-        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-            self.use_cpu = True  # under torchrun without it, ranks train apart and exit 0
-        super().__post_init__()
-        if self.n_gpu > 1:
-            raise RecipeError(
-                f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate or torchrun), "
-                "or set CUDA_VISIBLE_DEVICES to one of them."
-            )
-
-
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(SealedTrainer):
     """Train a causal language model on groups of responses.
 
     Args:
@@ -84,6 +62,10 @@ class PreferenceTrainer(Trainer):
         train_dataset, eval_dataset: tokenized groups.
         processing_class: the tokenizer, saved beside the weights.
         sft_weight, sft_normalization: see `StepLoss`.
+        reference_model: the reference of an objective that needs one; None takes the model as it is at the start (of a
+            fresh adapter the base model, of a trained one the adapter as it is).
+        precompute_reference: compute its log-probs before training, and let it leave memory.
+        reference_cache: folder of the precomputed log-probs; see `preftune.train.precompute.default_cache`.
         cut: how a step is cut into micro-batches; changes speed and memory, never the result.
         road: `auto`, `packed` or `padded`.
         share_prompt: False repeats the prompt before every response.
@@ -102,6 +84,9 @@ class PreferenceTrainer(Trainer):
         eval_dataset: Sequence[TokenizedGroup] | None = None,
         sft_weight: float = 0.0,
         sft_normalization: str = "token",
+        reference_model: PreTrainedModel | None = None,
+        precompute_reference: bool = False,
+        reference_cache: str | Path | None = None,
         cut: Cut | None = None,
         road: str = "auto",
         share_prompt: bool = True,
@@ -113,30 +98,79 @@ class PreferenceTrainer(Trainer):
         self.loss = StepLoss(built, sft_weight, sft_normalization)
         self.cut = cut or Cut(max_tokens=default_micro_batch_tokens(args.device))
         self.share_prompt, self.master_weights = share_prompt, master_weights
-        self.metrics = MetricSums()
+        self.metrics, self.running = MetricSums(), RunningMean()
         self.window_start = time.perf_counter()
-        self.staging = False
         self.unchecked: list[tuple[Tensor, tuple[Origin, ...]]] = []
         self.last_grad_norm: Tensor | float | None = None
         if not keep_dropout:
             disable_dropout(model)
         policy = self._checked_policy(model, args, road)
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.reference: Reference | None = None
+        if built.baseline == Baseline.PROBES:
+            for groups in (self.train_dataset, *self._eval_sets().values()):
+                check_prompts(groups)
+        if not built.needs_reference and (reference_model is not None or precompute_reference):
+            raise RecipeError(f"{type(built).__name__} has no reference model. Leave it out.")
+        if built.needs_reference:
+            self._set_up_reference(reference_model, precompute_reference, reference_cache, road)
 
-    @staticmethod
-    def _checked_policy(model: PreTrainedModel, args: PreferenceArguments, road: str) -> PreTrainedModel:
+    def _checked_policy(self, model: PreTrainedModel, args: PreferenceArguments, road: str) -> PreTrainedModel:
         """The preflight runs where training will run: on its device, under its autocast."""
-        if args.deepspeed is None and not args.fsdp:
+        if args.deepspeed is None and not args.fsdp and not getattr(model, "is_quantized", False):
             model.to(args.device)
         low = torch.bfloat16 if args.bf16 else torch.float16
         with torch.autocast(args.device.type, low, enabled=args.bf16 or args.fp16):
-            return to_policy(model, road)
+            scores = self.loss.objective.reads == Reads.SCORES
+            return to_scorer(model, road) if scores else to_policy(model, road)
+
+    def _set_up_reference(
+        self, model: PreTrainedModel | None, precompute: bool, cache: str | Path | None, road: str
+    ) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if model is self.model:
+            raise RecipeError("The reference_model is the policy itself. Leave it out: its start is the reference.")
+        if model is not None:
+            disable_dropout(model)
+            self.reference = FrozenModel(self._checked_policy(model, self.args, road))
+        elif sharded and not precompute:
+            raise RecipeError(
+                f"{type(self.loss.objective).__name__} needs a reference, and sharded weights cannot be copied. "
+                "Set precompute_reference: true, or reference_model_name_or_path."
+            )
+        else:
+            self.reference = own_reference(self.model, copy=not precompute)
+        if precompute:
+            self._precompute(Path(cache).expanduser() if cache else default_cache())
+
+    def _precompute(self, cache: Path) -> None:
+        """Give every row its log-probs under the reference, and drop the reference."""
+        args = self.args
+        source = self.get_train_dataloader().dataset
+        epochs = math.ceil(args.max_steps / source.steps if args.max_steps > 0 else args.num_train_epochs)
+        tables = ReferenceTables(
+            self.reference,
+            cache,
+            computing=f"bf16={args.bf16} fp16={args.fp16}",
+            cut=self.cut,
+            packing=replace(self._packing, joints=False),
+            device=args.device,
+            rank=args.process_index,
+            ranks=args.world_size,
+            summed=self._summed,
+        )
+        with self.accelerator.autocast():
+            self.train_dataset = tables.attach(source, epochs)
+            held_out = {name: tables.attach(self._eval_source(rows)) for name, rows in self._eval_sets().items()}
+        if self.eval_dataset is not None:
+            self.eval_dataset = held_out if isinstance(self.eval_dataset, dict) else held_out[""]
+        self.reference, self._reference_hash = None, tables.weights_hash
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> Any:
         self.unchecked, self.last_grad_norm = [], None
-        self.metrics, self.window_start = MetricSums(), time.perf_counter()
+        self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
         if isinstance(resume_from_checkpoint, str):
             self._check_same_run(Path(resume_from_checkpoint))
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -145,11 +179,21 @@ class PreferenceTrainer(Trainer):
 
     # data
 
+    @property
+    def _packing(self) -> Packing:
+        objective = self.loss.objective
+        return Packing(
+            self.share_prompt,
+            padded=self.model.road == "padded",
+            feed_last=objective.reads == Reads.SCORES,
+            joints=objective.needs_reference and self.reference is not None,
+        )
+
     def _source(self, groups: Sequence[TokenizedGroup], global_batch: int, seed: int | None) -> StepSource:
         args = self.args
-        padded = self.model.road == "padded"
+        probes = self.loss.objective.baseline == Baseline.PROBES
         return StepSource(
-            groups, global_batch, self.cut, seed, args.process_index, args.world_size, self.share_prompt, padded
+            groups, global_batch, self.cut, seed, args.process_index, args.world_size, self._packing, probes
         )
 
     def get_train_dataloader(self) -> StepLoader:
@@ -162,7 +206,21 @@ class PreferenceTrainer(Trainer):
         groups = self.eval_dataset if groups is None else groups
         if groups is None:
             raise RecipeError("Evaluation needs an eval_dataset.")
-        return step_loader(self._source(groups, EVAL_STEP_GROUPS * self.args.world_size, seed=None))
+        objective = self.loss.objective
+        if objective.needs_reference and self.reference is None and not all(group.reference for group in groups):
+            raise RecipeError(
+                f"{type(objective).__name__} needs reference log-probs, and these rows have none: the reference was "
+                "precomputed for the eval_dataset given at the start. Evaluate on that one, or keep the reference live."
+            )
+        return step_loader(self._eval_source(groups))
+
+    def _eval_source(self, groups: Sequence[TokenizedGroup]) -> StepSource:
+        return self._source(groups, EVAL_STEP_GROUPS, seed=None)
+
+    def _eval_sets(self) -> dict[str, Sequence[TokenizedGroup]]:
+        if self.eval_dataset is None:
+            return {}
+        return self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
@@ -179,8 +237,8 @@ class PreferenceTrainer(Trainer):
         every = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         counts, ranks = step_counts(inputs), accelerator.num_processes
         total = torch.zeros((), device=device)
+        inputs = self._prepared(model, inputs)
         for number, batch in enumerate(inputs.micro_batches):
-            batch = batch.to(device)
             last = number == len(inputs.micro_batches) - 1
             accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last or deepspeed or every else accelerator.no_sync(model):
@@ -189,9 +247,28 @@ class PreferenceTrainer(Trainer):
                 # engines average over ranks; the step's loss is a sum of shares
                 accelerator.backward(loss * ranks, **({"scale_wrt_gas": False} if deepspeed else {}))
             total += loss.detach() * ranks
-            self.metrics.add(batch, policy, self.loss)
+            output = self.metrics.add(batch, policy, self.loss)
+            self.running.add(output, batch)
             self.unchecked.append((policy.sums, batch.origins))
+        if self.loss.objective.baseline == Baseline.RUNNING:
+            self.running.close_step(self._summed)
         return total
+
+    def _reference_logps(self, batch: PackedBatch) -> ResponseLogps:
+        """In the policy's precision; the Trainer's own context leaves that to models it has prepared."""
+        with self.accelerator.autocast():
+            return self.reference(batch)
+
+    def _prepared(self, model: Any, step: Step) -> Step:
+        with self.compute_loss_context_manager():
+            return prepare_step(
+                model,
+                step.to(self.args.device),
+                self.loss,
+                reference=None if self.reference is None else self._reference_logps,
+                running=self.running.mean,
+                summed=self._summed,
+            )
 
     def _refuse_non_finite(self) -> None:
         """Stop on a log-prob or gradient that is not a number. Reads what the last step left behind."""
@@ -262,8 +339,7 @@ class PreferenceTrainer(Trainer):
         window = time.perf_counter()
         for step in map(open_step, dataloader):
             counts = step_counts(step)
-            for batch in step.micro_batches:
-                batch = batch.to(self.args.device)
+            for batch in self._prepared(model, step).micro_batches:
                 with self.compute_loss_context_manager():
                     _, policy = micro_batch_loss(model, batch, self.loss, counts)
                 sums.add(batch, policy, self.loss)
@@ -294,110 +370,35 @@ class PreferenceTrainer(Trainer):
 
     # checkpoints
 
-    @contextmanager
-    def _staged(self) -> Iterator[None]:
-        self.staging = True
-        try:
-            yield
-        finally:
-            self.staging = False
-
-    def _get_output_dir(self, trial: Any) -> str:
-        run = super()._get_output_dir(trial)
-        return os.path.join(run, STAGING) if self.staging else run
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.staging:  # uploads in the background from the folder it is given: only a published one
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _before_saving(self) -> None:
         self._refuse_non_finite()
-        started = time.perf_counter()
-        run = Path(self._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(run / STAGING, ignore_errors=True)  # what a crash left
-        self.accelerator.wait_for_everyone()
-        with self._staged():
-            super()._save_checkpoint(model, trial)
-        if self.state.best_model_checkpoint:  # written with the staging path
-            self.state.best_model_checkpoint = self.state.best_model_checkpoint.replace(f"{os.sep}{STAGING}", "")
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self._publish(run, name)
-        self.accelerator.wait_for_everyone()
-        self.window_start += time.perf_counter() - started  # as evaluation, not training throughput
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run / name))
 
-    def _publish(self, run: Path, name: str) -> None:
-        staged = run / STAGING / name
-        if self.state.best_model_checkpoint:
-            self.state.save_to_json(str(staged / "trainer_state.json"))
-        seal(staged, {"step": self.state.global_step, "run": self._identity()})
-        publish(staged, run / name)
-        rotate_checkpoints(
-            output_dir=str(run),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=False,
-        )
+    def _save_more(self, folder: Path) -> None:
+        if self.loss.objective.baseline == Baseline.RUNNING:
+            (folder / RunningMean.FILE).write_text(self.running.to_json(), encoding="utf-8")
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        self._require(checkpoint, "scheduler.pt")
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # they keep theirs in shards and check themselves
-            self._require(checkpoint, "optimizer.pt")
-        super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        ranked = self.args.world_size > 1
-        self._require(checkpoint, f"rng_state_{self.args.process_index}.pth" if ranked else "rng_state.pth")
-        super()._load_rng_state(checkpoint)
+    def _load_more(self, checkpoint: Path) -> None:
+        if self.loss.objective.baseline == Baseline.RUNNING:
+            self._require(str(checkpoint), RunningMean.FILE)
+            self.running = RunningMean.from_json((checkpoint / RunningMean.FILE).read_text(encoding="utf-8"))
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a resume to go on with the same run."""
         return {
             "data": self._data_hash,
             "rows": len(self.train_dataset),
             "global_batch": self.args.train_batch_size * self.args.world_size,
             "seed": self.args.seed,
             "objective": repr(self.loss),
+            **({"reference": self._reference_hash} if self.loss.objective.needs_reference else {}),
         }
 
     @cached_property
+    def _reference_hash(self) -> str:
+        return hash_weights(self.reference.state_dict())
+
+    @cached_property
     def _data_hash(self) -> str:
-        """Of all token ids, with the lengths that tell them apart; seconds for a large set, so made once."""
-        digest = hashlib.sha256()
-        for group in self.train_dataset:
-            parts = [group.prompt_ids, *group.response_ids]
-            digest.update(array("q", [len(parts), *map(len, parts)]).tobytes())
-            for ids in parts:
-                digest.update(array("q", ids).tobytes())
-        return digest.hexdigest()
-
-    def _check_same_run(self, checkpoint: Path) -> None:
-        """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
-        manifest = checkpoint / MANIFEST
-        if not manifest.is_file():
-            return  # not one of ours; Trainer decides
-        saved = json.loads(manifest.read_text(encoding="utf-8")).get("run", {})
-        now = self._identity()
-        changed = [
-            f"{key} {saved[key]!r} then, {now[key]!r} now" for key in now if key in saved and saved[key] != now[key]
-        ]
-        if changed:
-            raise CheckpointError(
-                f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
-                "with model_name_or_path set to it."
-            )
-
-    def _require(self, checkpoint: str | None, name: str) -> None:
-        if checkpoint is not None and not (Path(checkpoint) / name).is_file():
-            step = step_of(Path(checkpoint))
-            raise CheckpointError(
-                f"'{checkpoint}' has no {name}: going on from step {step} without it would be another run. "
-                "It was saved with save_only_model, or by another number of processes."
-            )
+        return hash_groups(self.train_dataset)  # seconds for a large set
 
     # engines
 
@@ -409,8 +410,3 @@ class PreferenceTrainer(Trainer):
                 f"{asked} processes were asked for and {self.accelerator.num_processes} take part; "
                 "the launcher and the trainer disagree about the world. Start with torchrun or accelerate launch."
             )
-
-
-def default_micro_batch_tokens(device: torch.device) -> int:
-    """Packed tokens of a micro-batch when the recipe names none."""
-    return 4096 if device.type == "cpu" else 8192

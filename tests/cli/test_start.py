@@ -61,4 +61,4 @@ def test_an_unknown_verb_names_the_nearest(capsys):
 
 def test_an_unknown_verb_like_no_other_lists_them(capsys):
     assert main(["xyzzy"]) == 2
-    assert "the verbs are demo, train, chat." in capsys.readouterr().err
+    assert f"the verbs are {', '.join(VERBS)}." in capsys.readouterr().err

@@ -31,6 +31,7 @@ SHAPES = {
     "responses of one token": build_group(7, 1, 1),
     "prompt and responses of one token": build_group(1, 1, 1),
     "long prompt, short answers": build_group(60, 1, 4),
+    "longer than a block of queries": build_group(100, 50, 90),
 }
 alone = build_group(8, 10)
 longer = [*alone.response_ids[0], 7, 9, 11]
@@ -66,10 +67,10 @@ def check(model, groups, *, share_prompt=True, fused=False, road="packed"):
     assert worst_gradient_gap(gradients(model), wanted_gradients) <= GRADIENT_TOLERANCE[dtype]
 
 
-@pytest.fixture(params=["flash segments", "dense blocks"])
+@pytest.fixture(params=["one by one", "dense blocks"])
 def cpu_road(request, monkeypatch):
     """Both CPU roads, whatever the length of the groups."""
-    monkeypatch.setattr(attention, "DENSE_MEAN_TOKENS", 0 if request.param == "flash segments" else 10**9)
+    monkeypatch.setattr(attention, "DENSE_MEAN_TOKENS", 0 if request.param == "one by one" else 10**9)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["recomputed", "fused"])

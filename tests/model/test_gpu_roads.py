@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import flex_attention as flex_module
 
 from preftune.data.pack import pack
-from preftune.model.attention import AttentionPlan, SegmentFlash, attend_dense
+from preftune.model.attention import AttentionPlan, TreeAttention, attend_dense
 from preftune.model.flex import attend_flex
 from preftune.model.varlen import VarlenPlan, attend_varlen, varlen_attn_reference
 from preftune.types import Tree
@@ -124,14 +124,14 @@ def test_dense_blocks(window, softcap, with_sinks):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_flash_segments(kv_heads):
+def test_tree_attention(kv_heads):
     q, k, v = tensors(kv_heads=kv_heads)
-    compare(lambda: SegmentFlash.apply(q, k, v, BATCH.trees, SCALE).transpose(1, 2), padded(q, k, v), q, k, v)
+    compare(lambda: TreeAttention.apply(q, k, v, BATCH.trees, SCALE).transpose(1, 2), padded(q, k, v), q, k, v)
 
 
-def test_flash_segments_in_float64():
+def test_tree_attention_in_float64():
     q, k, v = tensors(dtype=torch.float64)
-    attend = lambda: SegmentFlash.apply(q, k, v, BATCH.trees, SCALE).transpose(1, 2)  # noqa: E731
+    attend = lambda: TreeAttention.apply(q, k, v, BATCH.trees, SCALE).transpose(1, 2)  # noqa: E731
     compare(attend, padded(q, k, v), q, k, v, tolerance=1e-12)
 
 

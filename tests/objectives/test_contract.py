@@ -10,75 +10,51 @@ import torch
 
 from preftune.errors import RecipeError
 from preftune.objectives import load_objective, objective_class, objective_defaults, objective_names
-from preftune.objectives.base import Per
-from preftune.types import Feedback, Layout, ResponseLogps
+from preftune.objectives.base import Baseline, Per
+from preftune.types import Feedback, ResponseLogps
+from tests.objectives.checks import check_extremes, check_gradient
+from tests.objectives.inputs import build_inputs
 
-RESPONSES = {Layout.SINGLE: 1, Layout.PAIRED: 2, Layout.UNPAIRED: 2, Layout.RANKED: 4}
 every = pytest.mark.parametrize("name", objective_names())
-
-
-def build_inputs(name: str, groups: int = 5, seed: int = 0):
-    """Policy, reference and feedback of ordinary size, in float64."""
-    count = RESPONSES[objective_class(name).layout]
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 40, (groups, count), generator=generator)
-    policy = -torch.rand(groups, count, generator=generator, dtype=torch.float64) * lengths
-    reference = -torch.rand(groups, count, generator=generator, dtype=torch.float64) * lengths
-    scores = torch.arange(count, 0, -1, dtype=torch.float32).expand(groups, count)
-    feedback = Feedback(scores, torch.ones(groups, count, dtype=torch.bool), torch.tensor(0.1, dtype=torch.float64))
-    return ResponseLogps(policy, lengths), ResponseLogps(reference, lengths), feedback
 
 
 @every
 def test_losses_are_one_a_group_and_rewards_one_a_response(name):
-    policy, reference, feedback = build_inputs(name)
-    out = load_objective(name)(policy, reference, feedback)
+    objective = load_objective(name)
+    policy, reference, feedback = build_inputs(objective)
+    out = objective(policy, reference, feedback)
     assert out.losses.shape == (5,)
     assert out.rewards.shape == policy.sums.shape
     assert all(value.shape == (5,) for value in out.terms.values())
 
 
 @every
-def test_rewards_carry_no_gradient(name):
-    policy, reference, feedback = build_inputs(name)
+def test_rewards_and_terms_carry_no_gradient(name):
+    objective = load_objective(name)
+    policy, reference, feedback = build_inputs(objective)
     sums = policy.sums.requires_grad_()
-    out = load_objective(name)(ResponseLogps(sums, policy.lengths), reference, feedback)
+    out = objective(ResponseLogps(sums, policy.lengths), reference, feedback)
     assert out.losses.requires_grad
     assert not out.rewards.requires_grad
+    assert not any(value.requires_grad for value in out.terms.values())
 
 
 @every
-@pytest.mark.parametrize("value", [0.0, -1e-6, -1e4])
-@pytest.mark.parametrize("length", [1, 4000])
-def test_extremes_stay_finite_with_finite_gradients(name, value, length):
-    policy, reference, feedback = build_inputs(name)
-    sums = torch.full_like(policy.sums, value)
-    sums[:, 0] = 0.0  # as far apart as it goes
-    sums.requires_grad_()
-    lengths = torch.full_like(policy.lengths, length)
-    out = load_objective(name)(ResponseLogps(sums, lengths), reference, feedback)
-    out.losses.sum().backward()
-    assert out.losses.isfinite().all()
-    assert out.rewards.isfinite().all()
-    assert sums.grad.isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_extremes_stay_finite_with_finite_gradients(name, dtype):
+    check_extremes(load_objective(name), dtype)
 
 
 @every
 def test_gradient_is_that_of_finite_differences(name):
-    policy, reference, feedback = build_inputs(name)
-    objective = load_objective(name)
-
-    def losses(sums: torch.Tensor) -> torch.Tensor:
-        return objective(ResponseLogps(sums, policy.lengths), reference, feedback).losses
-
-    assert torch.autograd.gradcheck(losses, policy.sums.clone().requires_grad_())
+    check_gradient(load_objective(name))
 
 
 @every
 def test_permuting_the_groups_permutes_the_losses(name):
-    policy, reference, feedback = build_inputs(name)
-    order = torch.tensor([3, 0, 4, 2, 1])
     objective = load_objective(name)
+    policy, reference, feedback = build_inputs(objective)
+    order = torch.tensor([3, 0, 4, 2, 1])
     straight = objective(policy, reference, feedback)
     permuted = objective(
         ResponseLogps(policy.sums[order], policy.lengths[order]),
@@ -92,14 +68,34 @@ def test_permuting_the_groups_permutes_the_losses(name):
 @every
 def test_a_group_local_objective_does_not_look_at_its_neighbours(name):
     objective = load_objective(name)
-    if not objective.group_local:
-        return
-    policy, reference, feedback = build_inputs(name)
+    policy, reference, feedback = build_inputs(objective)
     whole = objective(policy, reference, feedback).losses
-    for g in range(5):
-        one = slice(g, g + 1)
-        alone = objective(policy.select(one), reference.select(one), feedback.select(one)).losses
-        assert torch.allclose(alone, whole[one], rtol=1e-12)
+    alone = [
+        objective(policy.select(one), reference.select(one), feedback.select(one)).losses
+        for one in (slice(g, g + 1) for g in range(5))
+    ]
+    assert torch.allclose(torch.cat(alone), whole, rtol=1e-12) == objective.group_local
+
+
+@every
+def test_the_reference_enters_where_it_is_asked_for_and_nowhere_else(name):
+    objective = load_objective(name)
+    policy, reference, feedback = build_inputs(objective)
+    losses = objective(policy, reference, feedback).losses
+    if objective.needs_reference:
+        other = ResponseLogps(reference.sums / 2, reference.lengths)
+        assert not torch.allclose(objective(policy, other, feedback).losses, losses)
+    else:
+        assert torch.equal(objective(policy, None, feedback).losses, losses)
+
+
+@every
+def test_the_baseline_enters_where_it_is_asked_for_and_nowhere_else(name):
+    objective = load_objective(name)
+    policy, reference, feedback = build_inputs(objective)
+    other = dataclasses.replace(feedback, baseline=torch.tensor(0.9, dtype=torch.float64))
+    same = torch.equal(objective(policy, reference, feedback).losses, objective(policy, reference, other).losses)
+    assert same == (objective.baseline == Baseline.NONE)
 
 
 @every
@@ -108,11 +104,12 @@ def test_every_field_is_documented_and_has_a_default(name):
     documented = set(re.findall(r"^\s+(\w+):", kind.__doc__ or "", re.MULTILINE))
     for field in dataclasses.fields(kind):
         assert field.name in documented, f"{name}: '{field.name}' is not in the docstring"
-        assert field.default is not dataclasses.MISSING
+        assert field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     assert kind.source
     assert kind.formula
     assert kind.per in Per
-    assert load_objective(name).describe()
+    assert "\n" not in load_objective(name).describe()
+    assert load_objective(name, **objective_defaults(name)) == kind()
 
 
 @every

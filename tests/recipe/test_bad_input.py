@@ -29,7 +29,7 @@ MISTYPED = {
     "warmup_ration: 0.1": "did you mean 'warmup_ratio'?",
     "xyzzy: 1": "'xyzzy' is not a key of a recipe. Remove it; known are our own keys and those of TrainingArguments.",
     "objective_args: {beta: 2}": "'objective_args' is not a key of a recipe",
-    "objective: simop": "my.yaml: 'objective' 'simop' is not known; did you mean 'simpo'? Known: sft, simpo",
+    "objective: simop": "my.yaml: 'objective' 'simop' is not known; did you mean 'simpo'? Known: ",
     "lr_scheduler_type: cosin": "'lr_scheduler_type' must be one of linear, cosine",
     "optim: adamw": "'optim' must be a known name (did you mean 'adamw_torch'?), found 'adamw'.",
     "save_strategy: step": "must be one of no, steps, epoch, best (did you mean 'steps'?), found 'step'.",
@@ -76,6 +76,21 @@ OUT_OF_RANGE = {
 }
 
 CONTRADICTORY = {
+    "eval_dataset: e\ntest_split_size: 0.1": "'eval_dataset' and 'test_split_size' both say what is held out.",
+    "objective: dpo\nreference_cache: c": "'reference_cache' 'c' has no effect: precompute_reference is false.",
+    "use_peft: true\nbnb_4bit_quant_type: fp4": "'bnb_4bit_quant_type' 'fp4' has no effect: load_in_4bit is false.",
+    "value_head_format: bin": "'value_head_format' 'bin' has no effect: simpo trains no value head.",
+    "use_peft: true\nlora_init: svd": "'lora_init' must be true, gaussian, pissa, pissa_niter_N or olora, found 'svd'.",
+    "objective: kto\nsft_weight: 1": "'sft_weight' 1 needs pairs or ranked responses; kto has neither.",
+    "objective: reward\nsft_weight: 1": "'sft_weight' 1 needs log-probs; reward trains a value head.",
+    "precompute_reference: true": "my.yaml: 'precompute_reference' true has no effect: simpo has no reference model.",
+    "ref_model: r": "'reference_model_name_or_path' 'r' has no effect: simpo has no reference model. Leave it out.",
+    "lora_r: 8": "'lora_r' 8 has no effect: no adapter is trained (use_peft is false). Leave it out.",
+    "adapter_name_or_path: a\nlora_r: 8": "'lora_r' 8 has no effect: adapter_name_or_path brings its own settings.",
+    "load_in_4bit: true": "'load_in_4bit' true needs an adapter: quantised weights cannot be trained.",
+    "use_peft: true\nload_in_4bit: true\nload_in_8bit: true": "'load_in_4bit' and 'load_in_8bit' are both true.",
+    "objective: reward\nuse_peft: true\nload_in_4bit: true": "'objective' reward trains a value head",
+    "use_peft: true\nfreeze: [head]": "'freeze' is for full training: beside an adapter all is frozen.",
     "gamma_beta_ratio: 0.8\nsimpo_gamma: 1.4": (
         "my.yaml: 'gamma_beta_ratio' 0.8 and 'simpo_gamma' 1.4 disagree (1.4 / beta 2 = 0.7). Keep one of them."
     ),
@@ -88,9 +103,9 @@ CONTRADICTORY = {
     "fp16: true\ntorch_dtype: bfloat16": "'torch_dtype' bfloat16 and 'fp16' true disagree. Keep one of them.",
     "max_prompt_length: 1024": "'max_prompt_length' 1024 leaves no room for a response in 'max_length' 1024.",
     "objective: sft\ngamma_beta_ratio: 0.5": (
-        "'gamma_beta_ratio' is a key of simpo, but 'objective' is sft. Remove it, or set objective: simpo."
+        "'gamma_beta_ratio' is a key of simpo, alphapo, but 'objective' is sft. Remove it, or set objective: simpo."
     ),
-    "objective: sft\nsimpo_gamma: 0.5": "'simpo_gamma' is a key of simpo, but 'objective' is sft.",
+    "objective: sft\nsimpo_gamma: 0.5": "'simpo_gamma' is a key of simpo, alphapo, but 'objective' is sft.",
     "objective: sft\nsft_weight: 1": "'sft_weight' 1 adds to 'objective' sft what it already is. Leave sft_weight out.",
     "eval_strategy: steps": "'eval_strategy' steps needs data. Set eval_dataset, or leave eval_strategy out.",
     "load_best_model_at_end: true": "'load_best_model_at_end' needs an evaluation to compare by. Set eval_dataset.",

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from preftune.errors import RecipeError
 from preftune.recipe import load_recipe
 from preftune.recipe.compat import ALIASES, GAMMAS, IGNORED, REFUSED, RENAMED_BY_TRANSFORMERS
 from preftune.recipe.schema import SCHEMA_KEYS
@@ -32,6 +33,45 @@ def test_every_renamed_key_is_known_under_one_name():
 @pytest.mark.parametrize("alias", ["cpo_alpha", "rpo_alpha", "pref_ftx"])
 def test_the_sft_weight_has_aliases(alias):
     assert recipe(**{alias: 0.1}).sft_weight == 0.1
+
+
+def test_an_objective_has_names_of_its_own_for_its_keys():
+    assert recipe(objective="ipo", beta=0.2).objective_args["tau"] == 0.2
+    assert recipe(objective="orpo", **{"lambda": 0.5}).objective_args["beta"] == 0.5
+    with pytest.raises(RecipeError, match=r"'tau' 0\.1 and 'beta' 0\.2 disagree"):
+        recipe(objective="ipo", beta=0.2, tau=0.1)
+
+
+def test_other_tools_names_for_truncation():
+    assert recipe(truncation_strategy="delete").truncation == "drop"
+    assert recipe(truncation_mode="keep_end").truncation == "keep_end"
+    with pytest.raises(RecipeError, match="'truncation_strategy' must be one of delete"):
+        recipe(truncation_strategy="split")
+
+
+def test_a_mixer_is_a_dataset_with_weights():
+    found = load_recipe(None, {"model_name_or_path": "m", "dataset_mixer": {"a": 0.5, "b": 1.0}})
+    assert found.dataset == {"a": 0.5, "b": 1.0}
+
+
+def test_an_override_under_an_alias_wins_over_the_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("model_name_or_path: m\ndataset: d\nobjective: ipo\ntau: 0.1\n")
+    assert load_recipe(tmp_path / "a.yaml", ["beta=0.2"]).objective_args["tau"] == 0.2
+
+
+def test_a_mixture_knows_the_names_of_its_objectives():
+    found = recipe(objective="mixture", mixture={"ipo": {"weight": 1.0, "beta": 0.2}, "dpo": 1.0})
+    assert found.objective_args["mixture"]["ipo"] == {"weight": 1.0, "tau": 0.2}
+
+
+@pytest.mark.parametrize(("name", "ours"), [("rm", "reward"), ("SimPO", "simpo"), ("slic-hf", "slic_hf")])
+def test_other_spellings_of_an_objective(name, ours):
+    assert recipe(loss=name).objective == ours
+
+
+def test_a_reference_has_aliases():
+    found = recipe(objective="dpo", ref_model="r", precompute_ref_log_probs=True)
+    assert (found.reference_model_name_or_path, found.precompute_reference) == ("r", True)
 
 
 def test_an_alias_that_is_null_says_nothing():

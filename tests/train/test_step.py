@@ -11,7 +11,7 @@ from preftune.errors import RecipeError
 from preftune.model.policy import to_policy
 from preftune.objectives import load_objective
 from preftune.train.metrics import MetricSums
-from preftune.train.step import StepLoss, build_step, micro_batch_loss, run_step, step_counts
+from preftune.train.step import Packing, StepLoss, build_step, micro_batch_loss, run_step, step_counts
 from tests.small import build_group, build_groups, build_model, gradients, lengths_of, slow_logps, worst_gradient_gap
 
 CUTS = {
@@ -33,7 +33,7 @@ LOSSES = {
 def run(cut, loss, groups, share_prompt=True):
     """Gradient, loss and metrics of one step."""
     model = to_policy(build_model("llama"), "packed")
-    step = build_step(groups, cut, share_prompt=share_prompt)
+    step = build_step(groups, cut, packing=Packing(share_prompt=share_prompt))
     total = run_step(model, step, loss).item()
     metrics = MetricSums()
     with torch.no_grad():

@@ -1,0 +1,39 @@
+"""`TrainingArguments` as whole-step training needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from preftune.errors import RecipeError
+
+
+@dataclass
+class PreferenceArguments(TrainingArguments):
+    """`TrainingArguments` for whole-step training.
+
+    `per_device_train_batch_size x gradient_accumulation_steps x processes` is the global batch, as published. It is
+    folded into the first factor here, because one item of the loader is one optimizer step.
+    """
+
+    def __post_init__(self) -> None:
+        self.per_device_train_batch_size *= self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = 1
+        self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False  # it hides the NaN and trains on
+        self.ddp_find_unused_parameters = False
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+            self.use_cpu = True  # under torchrun without it, ranks train apart and exit 0
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise RecipeError(
+                f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate or torchrun), "
+                "or set CUDA_VISIBLE_DEVICES to one of them."
+            )
+
+
+def default_micro_batch_tokens(device: torch.device) -> int:
+    """Packed tokens of a micro-batch when the recipe names none."""
+    return 4096 if device.type == "cpu" else 8192

@@ -1,0 +1,34 @@
+"""What data and weights are, as a hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from preftune.types import TokenizedGroup
+
+
+def hash_groups(groups: Iterable[TokenizedGroup]) -> str:
+    """Of all token ids and scores, with the lengths that tell them apart: tokenizer, template and truncation enter."""
+    digest = hashlib.sha256()
+    for group in groups:
+        parts = [group.prompt_ids, *group.response_ids]
+        digest.update(array("q", [len(parts), *map(len, parts)]).tobytes())
+        for ids in parts:
+            digest.update(array("q", ids).tobytes())
+        digest.update(array("d", group.scores).tobytes())
+    return digest.hexdigest()
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(memoryview(value.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
