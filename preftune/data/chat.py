@@ -9,6 +9,8 @@ The rules, found out once for a tokenizer by rendering probes (`read_chat_format
     end        the template's end-of-turn token, once, scored; text after it is cut; without such a token, EOS.
     system     where the template has no such role, in front of the next user turn, a blank line between them.
     date       none: a template that asks for the clock gets none, or a constant.
+    special    tokens spelt out in a message are text (`preftune.data.literal`); without a template they are tokens,
+               because the text may have been rendered before.
     no template (base models): the contents joined by a blank line, the answer right after them, then EOS.
 """
 
@@ -18,6 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenizers import Tokenizer
+
+from preftune.data.literal import MARK, LiteralText
 from preftune.errors import DataError, ModelError
 from preftune.types import Message, Origin
 
@@ -28,6 +33,7 @@ Turn = dict[str, str]
 
 BLANK_LINE = "\n\n"
 PROBE_SYSTEM, PROBE_QUESTION, PROBE_ANSWER = "preftune rules", "preftune asks", "preftune answers"
+PROBE_TEXT = " Whitespace  and\n\n\t12345 naïve ﬁ ½ 用一句话 👩‍🔬 <|x|> [INST]</s> "
 # What Llama 3.2's template writes by itself when there is no clock.
 CONSTANT_DATE = "26 Jul 2024"
 
@@ -46,6 +52,8 @@ class ChatFormat:
         lead: "\\n" for tokenizers that put a space before a text encoded alone, else "".
         folds_system: the template has no system role.
         special: the special tokens, id to text.
+        literal: masks special tokens that are spelt out in a message; None without a template.
+        backend: gives the tokenizer's ids faster than the tokenizer; None where it would give others.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -58,18 +66,36 @@ class ChatFormat:
     lead: str
     folds_system: bool
     special: dict[int, str]
+    literal: LiteralText | None
+    backend: Tokenizer | None
 
     def turns(self, messages: Sequence[Message]) -> list[Turn]:
-        """The messages as the template takes them, system texts folded where it has no such role."""
+        """The messages as the template takes them, system texts folded where it has no such role.
+
+        Special tokens that are spelt out in them are masked, here and in what is rendered from them.
+        """
+        if self.literal is not None:
+            messages = [Message(message.role, self.literal.mask(message.content)) for message in messages]
         if not self.folds_system:
             return [{"role": message.role, "content": message.content} for message in messages]
         return _folded(messages)
+
+    def spells_special(self, messages: Sequence[Message], answers: Sequence[str]) -> bool:
+        """Whether a special token is spelt out in a text, where that is not meant."""
+        if self.literal is None:
+            return False
+        texts = [*(message.content for message in messages), *map(self._without_end, answers)]
+        return any(map(self.literal.found_in, texts))
 
     def prompt_text(self, turns: list[Turn], origin: Origin | None = None) -> str:
         """The prompt with the answer's header. Raises DataError when the template refuses the conversation."""
         if self.template is None:
             return BLANK_LINE.join(turn["content"] for turn in turns)
         return self._render(turns, origin, header=True)
+
+    def closed_text(self, turns: list[Turn], origin: Origin | None = None) -> str:
+        """The turns without the header of an answer. Raises DataError when the template refuses the conversation."""
+        return self._render(turns, origin, header=False)
 
     def response_text(self, turns: list[Turn], prompt: str, answer: str, origin: Origin) -> str:
         """The answer as it follows `prompt`, the rendered text of `turns`, with its end-of-turn text.
@@ -78,6 +104,8 @@ class ChatFormat:
             DataError: nothing is left of the answer, or the template refuses it.
         """
         answer = self._without_end(answer)
+        if self.literal is not None:
+            answer = self.literal.mask(answer)
         body = answer if self.template is None else self._body(turns, prompt, answer, origin)
         if not body.strip():
             raise DataError(f"{origin}: the answer is empty but for special tokens. Fill it in, or delete the row.")
@@ -85,15 +113,22 @@ class ChatFormat:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text as it stands: no BOS or EOS added."""
+        masked = [place for place, text in enumerate(texts) if MARK in text] if self.literal is not None else []
+        ids = self._encode_plain(texts)
+        if self.literal is not None and masked:
+            for place, own in zip(masked, self.literal.encode([texts[place] for place in masked]), strict=True):
+                ids[place] = own
+        return ids
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        backend = self.backend
+        if backend is not None and backend.truncation is None and backend.padding is None:
+            # the same ids, without the offsets into the text, masks and types that nobody asked for
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
+        return _encode(self.tokenizer, texts)
 
     def with_bos(self, ids: list[int]) -> list[int]:
         """The ids of a prompt with exactly one BOS in front, or as they are when the rule says none."""
@@ -177,7 +212,10 @@ def read_chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     bos_id, bos_in_template = _bos(tokenizer, template)
     folds = template is not None and not _knows_system(tokenizer, template)
     lead = _lead(tokenizer)
-    return ChatFormat(tokenizer, template, bos_id, bos_in_template, end_id, end_text, tail, lead, folds, special)
+    literal = None if template is None else LiteralText(tokenizer)
+    backend = _backend(tokenizer, special)
+    rules = (bos_id, bos_in_template, end_id, end_text, tail, lead, folds, special, literal, backend)
+    return ChatFormat(tokenizer, template, *rules)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -199,6 +237,28 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _render(tokenizer: PreTrainedTokenizerBase, template: str | None, turns: list[Turn], *, header: bool) -> str:
     text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=header)
     return str(text)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase, special: dict[int, str]) -> Tokenizer | None:
+    """The tokenizer's backend, if it encodes by itself as the tokenizer does: some classes change texts or ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        return None
+    texts = [PROBE_TEXT, "".join(f" {token}{PROBE_TEXT}" for token in list(special.values())[:8])]
+    ids = _encode(tokenizer, texts)  # which also takes off what padding and cutting was left on the backend
+    alone = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    return backend if alone == ids else None
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -1,389 +1,269 @@
-"""Rows to examples: which column is the prompt, which the chosen and which the rejected answer.
+"""Rows to examples, in the layout that an objective trains on.
 
-In: rows of a file. Out: `Example`s, a conversation that ends before the answer and one answer (single) or two (paired,
-chosen first). The columns decide the form once for all rows; whether a value is text or a list of messages is looked at
-row by row. Understood:
+In: rows of a file. Out: `Example`s, a conversation that ends before the answer, and the answers: one (single), two
+(paired, chosen first), one with its label (unpaired), or any number, best first (ranked). The columns decide the form
+once for all rows; whether a value is text or a list of messages is looked at row by row. Understood:
 
-    prompt + chosen + rejected              text, a message {role, content} or {from, value}, or a list of messages
-    chosen + rejected                       whole conversations that share their history
+    prompt + chosen + rejected              text, a message {role, content}, {from, value} or {role, text}, or a list of
+                                            messages; with chosen_score + rejected_score, or margin; a list of several
+                                            rejected texts gives several pairs
+    chosen + rejected                       whole conversations that share their history: lists of messages, or the text
+                                            "Human: ... Assistant: ..." (`preftune.data.transcripts`)
     query + response + rejected_response    with history ([[question, answer], ...]) and system
+    prompt + answer_1 + answer_2 + winner   and what else two answers side by side are called (`preftune.data.winners`)
     prompt + response, prompt + completion, query + response, instruction + input + output, messages    (single)
+    the same + label, kto_tag, desirable or tag: true or false, 1 or 0                                  (unpaired)
+    prompt + responses                      with scores or ranks (`preftune.data.ranked`)               (ranked)
+
+Columns of other names (weight, tools, ids) are not used; the mapping lists them.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import get_args
 
-from preftune.data.sources import Row, describe, excerpt, name_list, one_line
+from preftune.data.bad_rows import BadRowError, OnBadRow, Problem, SkippedRows
+from preftune.data.columns import ColumnMapping, Columns, recognise
+from preftune.data.labels import to_label
+from preftune.data.names import COMPARED, MARGIN
+from preftune.data.ranked import RankedPairs, read_ranked, to_pairs
+from preftune.data.reader import RowReader, read_answer, read_prompt, shared_history, to_answer
+from preftune.data.sources import Row, excerpt
+from preftune.data.winners import TIE, majority, verdict
 from preftune.errors import DataError, RecipeError
-from preftune.types import Example, Layout, Message, Origin
+from preftune.types import Example, Layout, Message
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
-CONVERSATIONS = ("messages", "conversations")
-PROMPTS = ("prompt", "query", "question", "instruction", *CONVERSATIONS)
-CHOSEN = ("chosen", "response")
-REJECTED = ("rejected", "rejected_response")
-ANSWERS = ("response", "completion", "output", "answer", "chosen")
-EXTRAS = ("input", "history", "system")
-KNOWN_COLUMNS = tuple(dict.fromkeys((*PROMPTS, *CHOSEN, *REJECTED, *ANSWERS, *EXTRAS)))
-
-Columns = Mapping[str, str | None]
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ColumnMapping:
-    """What was understood: role (prompt, chosen, ...) to the name of the column in the file, and the columns unused."""
-
-    layout: Layout
-    roles: dict[str, str]
-    kinds: dict[str, str]
-    unused: tuple[str, ...]
-
-    def __str__(self) -> str:
-        used = ", ".join(f"{role} = '{name}' ({self.kinds[role]})" for role, name in self.roles.items())
-        return f"{self.layout}: {used}" + (f"; unused: {name_list(self.unused)}" if self.unused else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"layout": str(self.layout), "columns": dict(self.roles), "unused": list(self.unused)}
-
-
-def to_examples(rows: Sequence[Row], layout: Layout | str, columns: Columns | None = None) -> list[Example]:
-    """Turn every row into an `Example`.
+def to_examples(
+    rows: Sequence[Row],
+    layout: Layout | str,
+    columns: Columns | None = None,
+    *,
+    ranked_pairs: RankedPairs = "best_worst",
+    on_bad_row: OnBadRow = "error",
+    skipped: SkippedRows | None = None,
+) -> list[Example]:
+    """Turn every row into an `Example`, or into several; the log says how many became of how many.
 
     Args:
-        layout: `paired`, or `single` for supervised fine-tuning; single reads pair files too and takes the chosen side.
-        columns: the file's name to the name above, `{"question": "prompt", "answer_zh": "chosen"}`; None = ignore it.
+        layout:
+            paired: rows with chosen and rejected, or ranked rows, see `ranked_pairs`.
+            unpaired: rows with one answer and a label (scores 1 or 0), or pairs, split into such rows.
+            ranked: rows with several responses, best first (scores as the file has them), or pairs, as two responses.
+            single: rows with one answer; the chosen one of a pair, the best of a ranked row.
+        columns: the file's name to one above, `{"question": "prompt", "answer_zh": "chosen"}`; None = ignore it.
+        ranked_pairs: of ranked rows read as pairs: `best_worst`, one a row, or `all`, every better one against every
+            worse one.
+        on_bad_row: `error` stops at the first row that is wrong; `skip` leaves such rows out and warns with the count.
+        skipped: takes up that count, by problem and with the first rows of each; may be given to several calls.
+
+    The scores of a pair are its two score columns, or (margin, 0); of none, if the file has none. Pairs whose scores
+    contradict their order are kept as pairs, with a warning, and refused as ranked rows.
 
     Raises:
-        DataError: the columns give no known form, or a row is wrong; the message starts with the row's origin.
-        RecipeError: `layout` or a target in `columns` is not known.
+        DataError: the columns give no form that `layout` takes, a row is wrong, or with `skip` all of them are; the
+            message starts with the row's origin.
+        RecipeError: `layout`, `ranked_pairs`, `on_bad_row` or a target in `columns` is not known.
     """
+    if ranked_pairs not in get_args(RankedPairs):
+        raise RecipeError(f"'ranked_pairs' is {ranked_pairs!r}; expected 'best_worst' or 'all'.")
+    if on_bad_row not in get_args(OnBadRow):
+        raise RecipeError(f"'on_bad_row' is {on_bad_row!r}; expected 'error' or 'skip'.")
     mapping = recognise(rows, layout, columns)
-    build = _pair if mapping.layout is Layout.PAIRED else _single
-    return [build(_Reader(row, mapping)) for row in rows]
+    here = SkippedRows()
+    read = _read_rows(rows, mapping, on_bad_row, here)
+    if here.total:
+        log.warning("%s: %s", _where(rows), here)
+    if skipped is not None:
+        skipped.update(here)
+    match mapping.form, mapping.layout:
+        case Layout.PAIRED, Layout.SINGLE:
+            return [Example(pairs[0].prompt, pairs[0].responses[:1], pairs[0].origin) for pairs in read]
+        case Layout.PAIRED, Layout.UNPAIRED:
+            return _split(read, _where(rows))
+    examples = [example for several in read for example in several]
+    match mapping.form, mapping.layout:
+        case Layout.RANKED, Layout.PAIRED:
+            return _expand(examples, ranked_pairs, _where(rows))
+        case Layout.RANKED, Layout.SINGLE:
+            return _best(examples, _where(rows))
+        case Layout.PAIRED, Layout.PAIRED:
+            _warn_of_contradictions(examples, _where(rows))
+    return examples
 
 
-def recognise(rows: Sequence[Row], layout: Layout | str, columns: Columns | None = None) -> ColumnMapping:
-    """Find the form from the column names; print the result to see it. Raises as `to_examples` does."""
-    layout = _checked_layout(layout)
-    if not rows:
-        raise DataError("there are no rows to read. Check the dataset's path and split.")
-    found = list(dict.fromkeys(name for row in rows for name in row.values))
-    names = _canonical_names(found, columns or {}, rows[0].origin)
-    roles = _paired_roles(names) if layout is Layout.PAIRED else _single_roles(names)
-    _check_complete(roles, layout, found, rows[0].origin)
-    kinds = {role: _kind(rows, name) for role, name in roles.items()}
-    return ColumnMapping(layout, roles, kinds, tuple(name for name in found if name not in roles.values()))
-
-
-# --- columns
-
-
-def _checked_layout(layout: Layout | str) -> Layout:
-    if layout not in (Layout.PAIRED, Layout.SINGLE):
-        raise RecipeError(f"'layout' is {str(layout)!r}; expected 'paired' or 'single'.")
-    return Layout(layout)
-
-
-def _canonical_names(found: Sequence[str], columns: Columns, origin: Origin) -> dict[str, str]:
-    """Our name to theirs. What `columns` says comes before a column that happens to bear the name."""
-    if not isinstance(columns, Mapping):
-        raise RecipeError(f"'columns' is {describe(columns)}; expected a map such as {{question: prompt}}.")
-    for theirs, ours in columns.items():
-        if theirs not in found:
-            near = _nearest(theirs, found)
-            raise DataError(
-                f"{origin}: 'columns' names '{one_line(theirs)}', and there is no such column "
-                f"(found: {name_list(found)}{near}). Correct the name in 'columns'."
-            )
-        if ours is not None and ours not in KNOWN_COLUMNS:
-            near = _nearest(str(ours), KNOWN_COLUMNS)
-            raise RecipeError(
-                f"'columns' maps '{one_line(theirs)}' to {ours!r}, which is not known{near}. "
-                f"Known: {', '.join(KNOWN_COLUMNS)}."
-            )
-    names = {ours: theirs for theirs, ours in columns.items() if ours is not None}
-    for name in found:
-        if name not in columns:
-            names.setdefault(name, name)
-    return names
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; nearest: '{one_line(near[0])}'" if near else ""
-
-
-def _pick(names: Mapping[str, str], options: Sequence[str]) -> str | None:
-    return next((names[option] for option in options if option in names), None)
-
-
-def _paired_roles(names: Mapping[str, str]) -> dict[str, str]:
-    prompt, chosen, rejected = (_pick(names, options) for options in (PROMPTS, CHOSEN, REJECTED))
-    conversation = _pick(names, CONVERSATIONS)
-    if chosen is None and rejected is not None and conversation is not None:
-        # messages + rejected_response: the conversation's last turn is the chosen answer
-        prompt, chosen = _pick(names, PROMPTS[:-2]), conversation
-    return _filled(names, {"prompt": prompt, "chosen": chosen, "rejected": rejected})
-
-
-def _single_roles(names: Mapping[str, str]) -> dict[str, str]:
-    prompt, response = _pick(names, PROMPTS), _pick(names, ANSWERS)
-    conversation = _pick(names, CONVERSATIONS)
-    if response is None and conversation is not None:
-        prompt, response = None, conversation
-    return _filled(names, {"prompt": prompt, "response": response})
-
-
-def _filled(names: Mapping[str, str], roles: Mapping[str, str | None]) -> dict[str, str]:
-    """The roles that have a column, with the extra columns that go with the prompt."""
-    filled = {role: name for role, name in roles.items() if name is not None}
-    extras = [extra for extra in EXTRAS if extra in names and names[extra] not in filled.values()]
-    if filled.get("prompt") != names.get("instruction"):
-        extras = [extra for extra in extras if extra != "input"]  # 'input' completes an instruction and nothing else
-    return filled | {extra: names[extra] for extra in extras}
-
-
-def _check_complete(roles: Mapping[str, str], layout: Layout, found: Sequence[str], origin: Origin) -> None:
-    needed = {"chosen": CHOSEN, "rejected": REJECTED} if layout is Layout.PAIRED else {"response": ANSWERS}
-    for role, options in needed.items():
-        if role not in roles:
-            # 'response 1' is near to 'response' and may well be the worse answer: a numbered column is never proposed
-            unused = [name for name in found if name not in roles.values() and not name[-1:].isdigit()]
-            near = next((n for n in unused if difflib.get_close_matches(n, options, n=1)), None)
-            remedy = f"{{{near or 'your_column'}: {options[0]}}}"
-            raise DataError(
-                f"{origin}: there is no '{options[0]}' column (found: {name_list(found)}"
-                f"{f'; nearest: {near!r}' if near else ''}). Name it with columns: {remedy}."
-            )
-
-
-def _kind(rows: Sequence[Row], name: str) -> str:
-    """What a column holds, by its first value; other rows may differ."""
-    value = next((row.values[name] for row in rows if row.values.get(name) is not None), None)
-    if isinstance(value, list):
-        return "messages"
-    return "message" if isinstance(value, dict) else "text"
+def _read_rows(
+    rows: Sequence[Row], mapping: ColumnMapping, on_bad_row: OnBadRow, skipped: SkippedRows
+) -> list[list[Example]]:
+    """The examples of each good row; the bad ones are counted in `skipped`."""
+    read_row = _compared if mapping.winners else READERS[mapping.form]
+    read: list[list[Example]] = []
+    first_bad: BadRowError | None = None
+    for row in rows:
+        try:
+            read.append(read_row(RowReader(row, mapping)))
+        except BadRowError as bad:
+            if on_bad_row == "error":
+                raise DataError(str(bad)) from bad
+            first_bad = first_bad or bad
+            skipped.add(bad)
+    skipped.read += len(rows)
+    if first_bad is not None and not read:
+        raise DataError(
+            f"{first_bad} This is the first of {len(rows)} rows, which are all bad: none is left to train on."
+        )
+    return read
 
 
 # --- one row
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """One row seen through the mapping; every complaint it makes names the row and the file's own column."""
-
-    row: Row
-    mapping: ColumnMapping
-
-    def wrong(self, problem: str, remedy: str) -> DataError:
-        return DataError(f"{self.row.origin}: {problem}. {remedy}.")
-
-    def name(self, role: str) -> str:
-        return self.mapping.roles[role]
-
-    def has(self, role: str) -> bool:
-        """Whether an optional role is there and filled: null, empty text and an empty list are not."""
-        return role in self.mapping.roles and self.row.values.get(self.name(role)) not in (None, "", [])
-
-    def value(self, role: str) -> Any:
-        name = self.name(role)
-        if name not in self.row.values:
-            near = _nearest(name, self.row.values)
-            found = name_list(self.row.values)
-            problem = f"'{name}' is missing in this row (found: {found}{near})"
-            raise self.wrong(problem, f"Give the row a '{name}', or delete it")
-        value = self.row.values[name]
-        if value is None:
-            raise self.wrong(f"'{name}' is null, expected text or a list of messages", "Fill it in, or delete the row")
-        return value
-
-    def text(self, value: object, name: str) -> str:
-        if not isinstance(value, str):
-            problem = f"{name} is {describe(value)}, expected text"
-            raise self.wrong(problem, "Write it as text in quotes, or delete the row")
-        if not value.isascii():
-            self._check_encodable(value, name)
-        return value
-
-    def _check_encodable(self, value: str, name: str) -> None:
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            problem = f"{name} holds half of a surrogate pair at character {error.start + 1}, which is not valid text"
-            raise self.wrong(problem, "Remove it, or delete the row") from error
-
-    def messages(self, role: str, speaker: str) -> tuple[Message, ...]:
-        """The column as messages; plain text is one message of `speaker`."""
-        value, name = self.value(role), self.name(role)
-        if isinstance(value, str):
-            return (Message(speaker, self.text(value, f"'{name}'")),)
-        if isinstance(value, dict):
-            value = [value]
-        if not isinstance(value, list) or not value:
-            raise self.wrong(
-                f"'{name}' is {describe(value)}, expected text or a list of messages",
-                'Write it as text or as [{"role": "user", "content": "..."}]',
-            )
-        return tuple(self.message(turn, f"'{name}' message {number}") for number, turn in enumerate(value, 1))
-
-    def message(self, turn: object, where: str) -> Message:
-        if not isinstance(turn, dict):
-            remedy = 'Write it as {"role": "user", "content": "..."}'
-            raise self.wrong(f"{where} is {describe(turn)}, expected an object with role and content", remedy)
-        speaker = "role" if "role" in turn else "from"
-        content = "content" if "content" in turn else "value"
-        for key, pair in ((speaker, "'role' or 'from'"), (content, "'content' or 'value'")):
-            if key not in turn:
-                found = name_list(turn)
-                raise self.wrong(f"{where} has no {pair} (found: {found})", "Add it, or delete the row")
-        role = turn[speaker]
-        if not isinstance(role, str) or role not in ROLES:
-            found = excerpt(role) if isinstance(role, str) else describe(role)
-            raise self.wrong(f"{where} has the role {found}, which is not known", f"Use one of {', '.join(ROLES)}")
-        return Message(ROLES[role], self.text(turn[content], f"the content of {where}"))
+def _single(reader: RowReader) -> list[Example]:
+    history, response = read_answer(reader, "response")
+    return [Example(read_prompt(reader, history, "response"), (response,), reader.row.origin)]
 
 
-def _pair(reader: _Reader) -> Example:
-    chosen_history, chosen = _conversation(reader, "chosen")
-    rejected_history, rejected = _conversation(reader, "rejected")
-    if chosen_history and rejected_history and chosen_history != rejected_history:
-        raise _different_prompts(reader, chosen_history, rejected_history)
-    if chosen == rejected:
-        problem = f"'{reader.name('chosen')}' and '{reader.name('rejected')}' are the same ({excerpt(chosen)})"
-        raise reader.wrong(problem, "A pair needs two different answers: delete the row")
-    prompt = _prompt(reader, chosen_history or rejected_history, "chosen")
-    return Example(prompt, (chosen, rejected), reader.row.origin)
+def _pair(reader: RowReader) -> list[Example]:
+    """The pair, or one for each rejected answer."""
+    history, chosen = read_answer(reader, "chosen")
+    rejected = _rejected(reader)
+    shared = shared_history(reader, [history, *(history for history, _ in rejected)])
+    names = f"'{reader.name('chosen')}' and '{reader.name('rejected')}'"
+    for _, answer in rejected:
+        _check_different(reader, chosen, answer, names)
+    prompt = read_prompt(reader, shared, "chosen")
+    scores = _pair_scores(reader)
+    return [Example(prompt, (chosen, answer), reader.row.origin, scores) for _, answer in rejected]
 
 
-def _single(reader: _Reader) -> Example:
-    history, response = _conversation(reader, "response")
-    return Example(_prompt(reader, history, "response"), (response,), reader.row.origin)
+def _rejected(reader: RowReader) -> list[tuple[tuple[Message, ...], str]]:
+    value, where = reader.value("rejected"), f"'{reader.name('rejected')}'"
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        return [to_answer(reader, item, f"{where} item {place}") for place, item in enumerate(value, 1)]
+    return [read_answer(reader, "rejected")]
 
 
-def _conversation(reader: _Reader, role: str) -> tuple[tuple[Message, ...], str]:
-    """What comes before the answer (often nothing), and the answer."""
-    turns, name = reader.messages(role, "assistant"), reader.name(role)
-    if turns[-1].role != "assistant":
-        problem = f"the last message of '{name}' is from the {turns[-1].role}, expected the assistant's answer"
-        raise reader.wrong(problem, "Cut the conversation after an answer, or delete the row")
-    answer = turns[-1].content
-    if not answer.strip():
-        problem = f"the answer in '{name}' is {'only whitespace' if answer else 'empty'}"
-        raise reader.wrong(problem, "Fill it in, or delete the row")
-    return turns[:-1], answer
+def _compared(reader: RowReader) -> list[Example]:
+    """The two answers, the one that won first."""
+    first, second = (reader.name(role) for role in COMPARED)
+    winner = majority([_verdict(reader, role, (first, second)) for role in reader.mapping.winners])
+    if winner == TIE:
+        names = " and ".join(f"'{reader.name(role)}'" for role in reader.mapping.winners)
+        sentence = f"{names} {'calls' if len(reader.mapping.winners) == 1 else 'call'} it a tie"
+        raise reader.wrong(Problem.TIE, sentence, "A pair needs a better answer: delete the row")
+    read = [read_answer(reader, role) for role in COMPARED]
+    history = shared_history(reader, [history for history, _ in read])
+    answers = [answer for _, answer in read]
+    _check_different(reader, answers[0], answers[1], f"'{first}' and '{second}'")
+    prompt = read_prompt(reader, history, COMPARED[0])
+    return [Example(prompt, (answers[winner], answers[1 - winner]), reader.row.origin)]
 
 
-def _prompt(reader: _Reader, history: tuple[Message, ...], answer_role: str) -> tuple[Message, ...]:
-    """The conversation before the answer, from the prompt column, from the answers' shared history, or from both."""
-    if "prompt" in reader.mapping.roles:
-        prompt = _instructed(reader)
-        if history and reader.has("history"):
-            problem = f"'{reader.name('history')}' and '{reader.name(answer_role)}' both hold earlier turns"
-            raise reader.wrong(problem, "Keep them in one place")
-        if history:
-            prompt = _checked_duplicate(reader, prompt, history)
-        elif reader.has("history"):
-            prompt = _past_turns(reader) + prompt
-    elif history:
-        prompt = history
-    else:
-        problem = f"there is no prompt: no 'prompt' column, and '{reader.name(answer_role)}' holds the answer alone"
-        raise reader.wrong(problem, "Give a 'prompt' column, or name it with columns: {your_column: prompt}")
-    prompt = _with_system(reader, prompt)
-    if prompt[-1].role != "user":
-        problem = f"the prompt ends with a message from the {prompt[-1].role}, expected the user's turn"
-        raise reader.wrong(problem, "End it before the answer, or delete the row")
-    if not prompt[-1].content.strip():
-        raise reader.wrong("the prompt is empty", "Fill it in, or delete the row")
-    return prompt
+def _verdict(reader: RowReader, role: str, answers: tuple[str, str]) -> int:
+    expected = f"which of '{answers[0]}' and '{answers[1]}' is better"
+    value = reader.value(role, expected)
+    said = verdict(value, role, answers)
+    if said is None:
+        remedy = "Write the number or the name of the better answer, or delete the row"
+        raise reader.unlike(value, f"'{reader.name(role)}'", expected, remedy)
+    return said
 
 
-def _instructed(reader: _Reader) -> tuple[Message, ...]:
-    """The prompt column; an alpaca row's `input` stands on the line after its `instruction`."""
-    prompt = reader.messages("prompt", "user")
-    if not reader.has("input"):
-        return prompt
-    addition = reader.text(reader.value("input"), f"'{reader.name('input')}'")
-    if not addition.strip():
-        return prompt
-    return (*prompt[:-1], Message(prompt[-1].role, f"{prompt[-1].content}\n{addition}"))
+def _check_different(reader: RowReader, one: str, other: str, names: str) -> None:
+    if one == other:
+        sentence = f"{names} are the same ({excerpt(one)})"
+        raise reader.wrong(Problem.EQUAL_ANSWERS, sentence, "A pair needs two different answers: delete the row")
 
 
-def _checked_duplicate(
-    reader: _Reader, prompt: tuple[Message, ...], history: tuple[Message, ...]
-) -> tuple[Message, ...]:
-    """The answers' history, once the prompt column is seen to repeat its beginning or one of its user turns."""
-    if prompt == history[: len(prompt)]:
-        return history
-    system, asked = _without_system(prompt)
-    own_system, spoken = _without_system(history)
-    if asked == spoken[: len(asked)] and not (system and own_system):
-        return system + history
-    questions = {turn.content.strip() for turn in spoken if turn.role == "user"}
-    if len(prompt) == 1 and prompt[0].content.strip() in questions:
-        return history
-    raise _different_prompts(reader, prompt, history)
+def _labelled(reader: RowReader) -> list[Example]:
+    (example,) = _single(reader)
+    expected = "true or false (or 1 or 0)"
+    value = reader.value("label", expected)
+    label = to_label(value)
+    if label is None:
+        remedy = "Write true for a desirable answer and false for an undesirable one, or delete the row"
+        raise reader.unlike(value, f"'{reader.name('label')}'", expected, remedy)
+    return [Example(example.prompt, example.responses, example.origin, (label,))]
 
 
-def _without_system(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    said = tuple(turn for turn in turns if turn.role != "system")
-    return tuple(turn for turn in turns if turn.role == "system"), said
+def _ranked(reader: RowReader) -> list[Example]:
+    return [read_ranked(reader)]
 
 
-def _different_prompts(reader: _Reader, one: Sequence[Message], other: Sequence[Message]) -> DataError:
-    pairs = zip(one, other, strict=False)
-    a, b = next(((a, b) for a, b in pairs if a != b), (one[-1], other[-1]))
-    roles = [role for role in ("prompt", "chosen", "rejected", "response") if role in reader.mapping.roles]
-    columns = " and ".join(f"'{reader.name(role)}'" for role in roles)
-    return reader.wrong(
-        f"{columns} start with different prompts ({_spoken(a)} / {_spoken(b)})",
-        "Give a 'prompt' column and answers without history, or delete the row",
-    )
+READERS: dict[Layout, Callable[[RowReader], list[Example]]] = {
+    Layout.SINGLE: _single,
+    Layout.PAIRED: _pair,
+    Layout.UNPAIRED: _labelled,
+    Layout.RANKED: _ranked,
+}
 
 
-def _spoken(message: Message) -> str:
-    return f"{message.role}: {excerpt(message.content)}"
+def _pair_scores(reader: RowReader) -> tuple[float, ...]:
+    """The numbers beside a pair. For pair objectives they are an extra, and a row may go without."""
+    roles = [role for role in (MARGIN, "chosen_score", "rejected_score") if role in reader.mapping.roles]
+    ranked = reader.mapping.layout is Layout.RANKED
+    if not roles or not (ranked or all(map(reader.has, roles))):
+        return ()
+    names = [reader.name(role) for role in roles]
+    remedy = f"Correct it, or ignore it with columns: {{{', '.join(f'{name}: null' for name in names)}}}"
+    values = [reader.value(role, "a finite number") for role in roles]
+    numbers = [reader.number(value, f"'{name}'", remedy) for value, name in zip(values, names, strict=True)]
+    if len(numbers) == 1:
+        if numbers[0] < 0:
+            expected = "a number of at least 0"
+            raise reader.unlike(values[0], f"'{names[0]}'", expected, remedy, Problem.WRONG_NUMBER)
+        return numbers[0], 0.0
+    if ranked and numbers[0] < numbers[1]:
+        sentence = f"'{names[0]}' ({numbers[0]:g}) is below '{names[1]}' ({numbers[1]:g})"
+        raise reader.wrong(Problem.CONTRADICTION, f"{sentence}: the scores contradict the pair", remedy)
+    return tuple(numbers)
 
 
-def _past_turns(reader: _Reader) -> tuple[Message, ...]:
-    """The `history` column: [[question, answer], ...] or messages."""
-    value, name = reader.value("history"), reader.name("history")
-    if not isinstance(value, list):
-        problem = f"'{name}' is {describe(value)}, expected a list of [question, answer]"
-        raise reader.wrong(problem, 'Write it as [["question", "answer"]]')
-    if isinstance(value[0], dict):
-        return reader.messages("history", "user")
-    turns: list[Message] = []
-    for number, pair in enumerate(value, 1):
-        where = f"'{name}' turn {number}"
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise reader.wrong(f"{where} is not a pair [question, answer]", 'Write it as [["question", "answer"]]')
-        turns += [Message("user", reader.text(pair[0], where)), Message("assistant", reader.text(pair[1], where))]
-    return tuple(turns)
+# --- from the form of a file to another layout
 
 
-def _with_system(reader: _Reader, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The prompt with the `system` column in front, when it says anything."""
-    if not reader.has("system"):
-        return prompt
-    text = reader.text(reader.value("system"), f"'{reader.name('system')}'")
-    if not text.strip():
-        return prompt
-    if prompt[0].role != "system":
-        return (Message("system", text), *prompt)
-    if prompt[0].content.strip() != text.strip():
-        problem = f"two system messages ({excerpt(prompt[0].content)} in the prompt, {excerpt(text)} in the column)"
-        raise reader.wrong(problem, "Keep one of them")
-    return prompt
+def _split(read: Sequence[Sequence[Example]], where: str) -> list[Example]:
+    """Of each row the chosen answer once, then every rejected one."""
+    examples = []
+    for pairs in read:
+        prompt, origin = pairs[0].prompt, pairs[0].origin
+        examples.append(Example(prompt, pairs[0].responses[:1], origin, (1.0,)))
+        examples += [Example(prompt, pair.responses[1:], origin, (0.0,)) for pair in pairs]
+    count = sum(map(len, read))
+    log.info("%s: %d pairs become %d rows: chosen desirable, rejected undesirable", where, count, len(examples))
+    return examples
+
+
+def _expand(examples: Sequence[Example], ranked_pairs: RankedPairs, where: str) -> list[Example]:
+    pairs = [pair for example in examples for pair in to_pairs(example, ranked_pairs)]
+    responses = sum(len(example.responses) for example in examples)
+    log.info(
+        "%s: %d ranked rows with %d responses become %d pairs (ranked_pairs: %s)",
+        where, len(examples), responses, len(pairs), ranked_pairs,
+    )  # fmt: skip
+    return pairs
+
+
+def _best(examples: Sequence[Example], where: str) -> list[Example]:
+    log.info("%s: %d ranked rows, of which the best response is taken", where, len(examples))
+    return [Example(example.prompt, example.responses[:1], example.origin) for example in examples]
+
+
+def _warn_of_contradictions(pairs: Sequence[Example], where: str) -> None:
+    against = sum(bool(pair.scores) and pair.scores[0] < pair.scores[1] for pair in pairs)
+    if against:
+        log.warning(
+            "%s: in %d of %d pairs the rejected answer has the higher score. The columns decide which is chosen; "
+            "check that they are not swapped.",
+            where, against, len(pairs),
+        )  # fmt: skip
+
+
+def _where(rows: Sequence[Row]) -> str:
+    """The file that the rows are from, or the first of them and how many there are."""
+    files = list(dict.fromkeys(f"{row.origin.dataset}[{row.origin.split}]" for row in rows))
+    return files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"

@@ -1,7 +1,8 @@
 """Token groups -> one packed micro-batch: `[shared | branch 1 | branch 2 | ...]` per group, end to end, no padding.
 
 The tokens that all responses of a group have in common (the prompt, and any common opening of the responses) stand in
-the row once. Every branch continues their positions. The last token of a response predicts nothing and is left out.
+the row once. Every branch continues their positions. The last token of a response predicts nothing and is left out,
+unless a value head reads its state (`feed_last`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from preftune.types import Feedback, PackedBatch, TokenizedGroup, Tree
 
 
 def pack(
-    groups: Sequence[TokenizedGroup], *, share_prompt: bool = True, weights: Sequence[float] | None = None
+    groups: Sequence[TokenizedGroup],
+    *,
+    share_prompt: bool = True,
+    weights: Sequence[float] | None = None,
+    feed_last: bool = False,
 ) -> PackedBatch:
     """Lay `groups` out in one row.
 
@@ -23,8 +28,9 @@ def pack(
         groups: at least one; a group with fewer responses than the widest is marked in `feedback.valid`.
         share_prompt: False repeats the prompt before every response, each an independent sequence.
         weights: one a group, 1 by default; 0 makes a group count for nothing.
+        feed_last: feed the last token of each response too, and say in `ends` where its state is.
     """
-    row = _Row()
+    row = _Row(feed_last)
     for group in groups:
         if share_prompt:
             row.add_shared(group)
@@ -33,6 +39,7 @@ def pack(
     width = max(len(group.response_ids) for group in groups)
     lengths = [[len(ids) for ids in group.response_ids] for group in groups]
     scores = [list(group.scores) or [0.0] * len(group.response_ids) for group in groups]
+    ends = [_widened(line, width, 0) for line in row.ends]
     lengths_GK = torch.tensor([_widened(line, width, 0) for line in lengths])
     return PackedBatch(
         input_ids=torch.tensor([row.ids]),
@@ -49,43 +56,56 @@ def pack(
         weights=torch.tensor(list(weights) if weights is not None else [1.0] * len(groups)),
         rows_per_group=tuple(sum(line) for line in lengths),
         origins=tuple(group.origin for group in groups),
+        ends=torch.tensor(ends).flatten() if feed_last else None,
     )
 
 
 class _Row:
-    """The row while it grows."""
+    """The row while it grows; `ends` has a line for each group where the last tokens are fed."""
 
-    def __init__(self) -> None:
+    def __init__(self, feed_last: bool) -> None:
+        self.feed_last = feed_last
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.trees: list[Tree] = []
         self.scored: list[int] = []
+        self.ends: list[list[int]] = []
 
     def add_shared(self, group: TokenizedGroup) -> None:
-        shared, prompt = group.shared_length(), len(group.prompt_ids)
+        shared, prompt = group.shared_length(self.feed_last), len(group.prompt_ids)
         start = len(self.ids)
         opening = group.response_ids[0][: shared - prompt]
         self.ids += group.prompt_ids + opening
         self.positions += range(shared)
+        self.ends.append([])
         branches = []
         for response in group.response_ids:
-            branch = response[shared - prompt : -1]
+            branch = self._fed(response)[shared - prompt :]
             at = len(self.ids)
             self.ids += branch
             self.positions += range(shared, shared + len(branch))
-            self.scored += range(start + prompt - 1, start + shared)  # states of the shared tokens, then of the branch
-            self.scored += range(at, at + len(branch))
+            self._read([*range(start + prompt - 1, start + shared), *range(at, at + len(branch))])
             branches.append(len(branch))
         self.trees.append(Tree(start, shared, tuple(branches)))
 
     def add_repeated(self, group: TokenizedGroup) -> None:
+        self.ends.append([])
         for response in group.response_ids:
             start, prompt = len(self.ids), len(group.prompt_ids)
-            sequence = group.prompt_ids + response[:-1]
+            sequence = group.prompt_ids + self._fed(response)
             self.ids += sequence
             self.positions += range(len(sequence))
-            self.scored += range(start + prompt - 1, start + len(sequence))
+            self._read([*range(start + prompt - 1, start + len(sequence))])
             self.trees.append(Tree(start, len(sequence), ()))
+
+    def _fed(self, response: list[int]) -> list[int]:
+        return response if self.feed_last else response[:-1]
+
+    def _read(self, states: list[int]) -> None:
+        """Note the states from the prompt's last token to the end of a response: each predicts the token after it."""
+        if self.feed_last:
+            self.ends[-1].append(states.pop())
+        self.scored += states
 
 
 def _widened(line: list, width: int, fill: float) -> list:

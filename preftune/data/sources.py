@@ -1,7 +1,7 @@
-"""Rows from files: jsonl, json, csv (each also .gz or .zst), parquet, or a folder of them.
+"""Rows from files: jsonl, json, csv, tsv (each also .gz or .zst), parquet, arrow, a folder of them, or standard input.
 
-In: a path. Out: one `Row` for each record, with the address that every later error message starts with. The whole file
-is read at once; a file is accepted entire or refused with the line that is wrong.
+In: a path, or `-`. Out: one `Row` for each record, with the address that every later error message starts with. The
+whole file is read at once; a file is accepted entire or refused with the line that is wrong.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import gzip
 import io
 import json
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from preftune.data.tables import arrow_records, parquet_records, saved_splits
 from preftune.errors import DataError, MissingExtraError
 from preftune.types import Origin
 
 BOM = b"\xef\xbb\xbf"
 COMPRESSIONS = (".gz", ".zst")
-KNOWN_SUFFIXES = ".jsonl, .json, .csv (each also with .gz or .zst), .parquet"
+KNOWN_SUFFIXES = ".jsonl, .json, .csv, .tsv (each also with .gz or .zst), .parquet, .arrow"
+STDIN = "-"
 VALIDATION_NAMES = frozenset({"validation", "valid", "val", "dev", "eval"})
 SPLIT_NAMES = VALIDATION_NAMES | {"train", "test"}
 
@@ -37,33 +41,63 @@ class Row:
     origin: Origin
 
 
-def load_rows(path: str | Path, split: str = "train") -> list[Row]:
-    """Read a file, or the files of a folder that belong to `split`.
+def load_rows(path: str | Path, split: str = "train", subset: str | None = None) -> list[Row]:
+    """Read a file, the files of a folder that belong to `split`, or standard input (`-`, JSON lines or a JSON list).
 
     `origin.row` is the line number in a jsonl file and the number of the record, from 1, in all others. A file that is
     named directly is read whatever its name says; in a folder, `train`, `test`, `eval`, ... in a file's name or in the
-    name of its folder decide, and files without such a word are the train split.
+    name of its folder decide, and files without such a word are the train split. In a folder that `save_to_disk`
+    wrote, the folders in it are the splits.
+
+    Args:
+        subset: of a folder, only the files that bear this name, or that lie in a folder of this name.
 
     Raises:
-        DataError: nothing at `path`, no such split, an unknown suffix, or a file that cannot be understood.
+        DataError: nothing at `path`, no such split or subset, an unknown suffix, or a file that cannot be understood.
         MissingExtraError: a .zst file without the zstd extra.
     """
+    if str(path) == STDIN:
+        return _to_rows(_jsonl_records(_stdin_text(), "standard input"), "standard input", split)
     path = Path(path)
     if path.is_dir():
-        return [row for file in _split_files(path, split) for row in _file_rows(file, split)]
+        return [row for file in _split_files(path, split, subset) for row in _file_rows(file, split)]
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder. Check the path; {_neighbours(path)}.")
     return _file_rows(path, split)
 
 
+def load_split_names(folder: Path, subset: str | None = None) -> list[str]:
+    """The splits that the data files under `folder` give.
+
+    Raises:
+        DataError: no data files there, or none of the subset.
+    """
+    return sorted(_files_by_split(folder, subset))
+
+
+def to_file_kind(path: Path) -> str | None:
+    """The suffix that says how a file is read (`.jsonl` of `x.jsonl.gz`), or None if it is none that is known."""
+    return _suffixes(path)[0]
+
+
+def to_stem(path: Path) -> str:
+    """A data file's name without the suffixes that say how it is read."""
+    kind, compression = _suffixes(path)
+    return path.name[: len(path.name) - len(compression) - len(kind or "")]
+
+
 def _file_rows(path: Path, split: str) -> list[Row]:
-    kind, _ = _suffixes(path)
+    kind = to_file_kind(path)
     if kind is None:
         raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {KNOWN_SUFFIXES}.")
-    dataset = str(path)
-    rows = [Row(values, Origin(dataset, split, number)) for number, values in READERS[kind](path)]
+    records = TABLES[kind](path) if kind in TABLES else TEXTS[kind](_read_text(path), str(path))
+    return _to_rows(records, str(path), split)
+
+
+def _to_rows(records: Iterable[Record], dataset: str, split: str) -> list[Row]:
+    rows = [Row(values, Origin(dataset, split, number)) for number, values in records]
     if not rows:
-        raise DataError(f"{path}: the file holds no rows; expected at least one. Check that it was written completely.")
+        raise DataError(f"{dataset}: it holds no rows; expected at least one. Check that it was written completely.")
     return rows
 
 
@@ -72,8 +106,8 @@ def _suffixes(path: Path) -> tuple[str | None, str]:
     name = path.name.lower()
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     name = name.removesuffix(compression)
-    kind = next((suffix for suffix in READERS if name.endswith(suffix)), None)
-    return (None if kind == ".parquet" and compression else kind), compression
+    kind = next((suffix for suffix in (*TEXTS, *TABLES) if name.endswith(suffix)), None)
+    return (None if kind in TABLES and compression else kind), compression
 
 
 def _neighbours(path: Path) -> str:
@@ -87,19 +121,45 @@ def _neighbours(path: Path) -> str:
 # --- folders
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
+def _split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
     """The data files under `folder` that belong to `split`, in the order of their names."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and _suffixes(file)[0])
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    if not files:
-        raise DataError(f"{folder}: the folder holds no data files. Expected files ending in {KNOWN_SUFFIXES}.")
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
-    wanted = "validation" if split in VALIDATION_NAMES else split
+    by_split = _files_by_split(folder, subset)
+    wanted = "validation" if split not in by_split and split in VALIDATION_NAMES else split
     if wanted not in by_split:
         raise DataError(f"{folder}: there is no split '{split}'. Its files give: {', '.join(sorted(by_split))}.")
     return by_split[wanted]
+
+
+def _files_by_split(folder: Path, subset: str | None) -> dict[str, list[Path]]:
+    files = [(split, file) for split, saved in saved_splits(folder).items() for file in saved]
+    if not files:
+        found = sorted(file for file in folder.rglob("*") if file.is_file() and to_file_kind(file))
+        found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+        files = [(_split_of(file.relative_to(folder)), file) for file in found]
+    if not files:
+        raise DataError(f"{folder}: the folder holds no data files. Expected files ending in {KNOWN_SUFFIXES}.")
+    by_split: dict[str, list[Path]] = {}
+    for split, file in files:
+        if subset is None or _is_of_subset(file.relative_to(folder), subset):
+            by_split.setdefault(split, []).append(file)
+    if not by_split:
+        names = name_list(dict.fromkeys(file.relative_to(folder).parts[0] for _, file in files))
+        raise DataError(f"{folder}: nothing in it is called '{subset}' (found: {names}). Correct the subset's name.")
+    return by_split
+
+
+def _is_of_subset(file: Path, subset: str) -> bool:
+    """Whether a folder of the path bears the subset's name, or the file does, but for a split and numbers."""
+    wanted = _words(subset)
+    if wanted in [_words(folder) for folder in file.parts[:-1]]:
+        return True
+    words = _words(to_stem(file))
+    rest = {word for word in words[len(wanted) :] if not word.isdigit()}
+    return words[: len(wanted)] == wanted and rest <= SPLIT_NAMES | {"of"}
+
+
+def _words(text: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", text.lower())
 
 
 def _split_of(file: Path) -> str:
@@ -110,7 +170,7 @@ def _split_of(file: Path) -> str:
     numbered = re.match(r"(.+)-\d{5}-of-\d{5}", file.name)
     if numbered:
         return numbered.group(1)
-    words = [word for part in file.parts for word in re.split(r"[^a-z0-9]+", part.lower())]
+    words = [word for part in file.parts for word in _words(part)]
     found = [word for word in words if word in SPLIT_NAMES]
     last = found[-1] if found else "train"
     return "validation" if last in VALIDATION_NAMES else last
@@ -131,6 +191,11 @@ def _read_text(path: Path) -> str:
     elif compression == ".zst":
         data = _unzstd(data, path)
     return _decode(data, path)
+
+
+@lru_cache(maxsize=1)  # it can be read once, and is asked for twice when a test split is held out
+def _stdin_text() -> str:
+    return _decode(sys.stdin.buffer.read(), "standard input")
 
 
 def _gunzip(data: bytes, path: Path) -> bytes:
@@ -160,7 +225,7 @@ def _unzstd(data: bytes, path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def _decode(data: bytes, path: Path) -> str:
+def _decode(data: bytes, path: Path | str) -> str:
     try:
         return data.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -182,23 +247,22 @@ def _encoding_remedy(data: bytes) -> str:
 # --- formats
 
 
-def _jsonl_records(path: Path) -> Iterator[Record]:
-    text = _read_text(path)
+def _jsonl_records(text: str, path: str) -> Iterator[Record]:
     if text.lstrip()[:1] == "[":  # a JSON list under the wrong name is understood all the same
         try:
-            values = json.loads(text)
+            values = _parse_json(text)
         except (ValueError, RecursionError):
             return _json_lines(text, path)
         return _listed(values, path)
     return _json_lines(text, path)
 
 
-def _json_lines(text: str, path: Path) -> Iterator[Record]:
+def _json_lines(text: str, path: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 is allowed inside JSON text
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _parse_json(line)
         except json.JSONDecodeError as error:
             raise _invalid_json(path, number, error.colno, error.msg, "Fix or delete this line") from error
         except (ValueError, RecursionError) as error:
@@ -206,12 +270,11 @@ def _json_lines(text: str, path: Path) -> Iterator[Record]:
         yield number, _object(value, f"{path} line {number}")
 
 
-def _json_records(path: Path) -> Iterator[Record]:
-    text = _read_text(path)
+def _json_records(text: str, path: str) -> Iterator[Record]:
     if not text.strip():
         return iter(())
     try:
-        values = json.loads(text)
+        values = _parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip()[:1] == "{":  # JSON lines under the name .json
             return _json_lines(text, path)
@@ -221,7 +284,21 @@ def _json_records(path: Path) -> Iterator[Record]:
     return _listed(values, path)
 
 
-def _listed(values: object, path: Path) -> Iterator[Record]:
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; two values under one key would otherwise be read as the last of them."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {excerpt(twice)} twice")
+    return values
+
+
+def _listed(values: object, path: str) -> Iterator[Record]:
     if not isinstance(values, list):
         raise DataError(
             f"{path}: expected a list of objects, found {describe(values)}. "
@@ -239,20 +316,19 @@ def _object(value: object, where: str) -> dict[str, Any]:
     return value
 
 
-def _invalid_json(path: Path, line: int, column: int, problem: str, remedy: str) -> DataError:
+def _invalid_json(path: str, line: int, column: int, problem: str, remedy: str) -> DataError:
     return DataError(f"{path} line {line}, column {column}: invalid JSON ({problem}). {remedy}.")
 
 
-def _csv_records(path: Path) -> Iterator[Record]:
-    text = _read_text(path)
+def _csv_records(text: str, path: str, delimiter: str = ",") -> Iterator[Record]:
     limit = csv.field_size_limit(len(text) + 1)  # Python's own limit of 131,072 characters is less than one long answer
     try:
-        yield from _csv_table(csv.reader(io.StringIO(text, newline=""), strict=True), path)
+        yield from _csv_table(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), path)
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_table(reader: Any, path: Path) -> Iterator[Record]:
+def _csv_table(reader: Any, path: str) -> Iterator[Record]:
     try:
         header: list[str] = next(reader, [])
         _check_header(header, path)
@@ -267,36 +343,20 @@ def _csv_table(reader: Any, path: Path) -> Iterator[Record]:
         raise DataError(f"{path} line {reader.line_num}: invalid CSV ({error}). Check the quotes there.") from error
 
 
-def _check_header(header: list[str], path: Path) -> None:
+def _check_header(header: list[str], path: str) -> None:
     twice = {name for name in header if header.count(name) > 1}
     if twice:
         names = name_list(sorted(twice))
         raise DataError(f"{path} line 1: the header names a column twice ({names}). Rename one of them.")
 
 
-def _parquet_records(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                number += 1
-                yield number, record
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: a text after row {number} is not UTF-8. Write the file anew as UTF-8.") from error
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        problem = str(error).strip().split("\n")[0].rstrip(".")
-        raise DataError(f"{path}: not a sound parquet file ({problem}). Copy it again, or write it anew.") from error
-
-
-READERS: dict[str, Callable[[Path], Iterable[Record]]] = {
+TEXTS: dict[str, Callable[[str, str], Iterable[Record]]] = {
     ".jsonl": _jsonl_records,
     ".json": _json_records,
     ".csv": _csv_records,
-    ".parquet": _parquet_records,
+    ".tsv": partial(_csv_records, delimiter="\t"),
 }
+TABLES: dict[str, Callable[[Path], Iterable[Record]]] = {".parquet": parquet_records, ".arrow": arrow_records}
 
 
 def describe(value: object) -> str:

@@ -1,70 +1,55 @@
-"""Examples to token groups, in batches: every prompt is rendered and encoded once.
+"""Examples to token groups: encoded in batches (`encode`), cut (`truncate`), counted (`token_report`).
 
-A response is what follows its prompt: both are encoded together from the prompt's last special token on, and where
-those ids start with the prompt's own, the rest is the response. Where they do not (a token would reach over the
-boundary) the response is encoded alone, so that prompt ids are always those a generator is given.
-
-Too long: the prompt gives first (its start is cut, BOS stays, down to `max_prompt_length`), then each response on its
-own (its end is cut, and with it the end-of-turn token: a cut answer has not ended).
+Where a cache folder is given, ids that were made before are read from it (`token_cache`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from preftune.data.chat import ChatFormat, read_chat_format
+from preftune.data.decontaminate import Questions, drop_contaminated
+from preftune.data.dedupe import drop_duplicates
+from preftune.data.encode import Encoded, encode_examples
+from preftune.data.princeton import PrincetonTruncation, build_princeton_truncation, encode_examples_princeton
+from preftune.data.token_cache import TokenCache
+from preftune.data.token_report import LengthSummary, TokenizationReport, build_report
+from preftune.data.truncate import (
+    CutResponseEnd,
+    Truncation,
+    TruncationMode,
+    build_truncation,
+    check_choice,
+    check_different,
+)
 from preftune.errors import DataError, RecipeError
-from preftune.types import Example, TokenizedGroup
+from preftune.types import Example, Origin, TokenizedGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["LengthSummary", "TokenizationReport", "tokenize_examples"]
+
+Tokenization = Literal["preftune", "princeton"]
+Encoder = Callable[[Sequence[Example], ChatFormat], list[Encoded]]
+ENCODERS: dict[str, Encoder] = {
+    "preftune": encode_examples,
+    "princeton": encode_examples_princeton,
+}
 BATCH = 1000  # rows encoded in one call of the tokenizer: enough for its threads, little to hold in memory
+REASONS = DUPLICATE, CONTAMINATED, BAD, TOO_LONG = (
+    "duplicates",
+    "with a benchmark's question",
+    "bad rows",
+    "longer than max_length",
+)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LengthSummary:
-    """Percentiles of a length, in tokens."""
-
-    mean: float
-    p50: int
-    p90: int
-    p99: int
-    max: int
-
-    def __str__(self) -> str:
-        return f"{self.p50} / {self.p90} / {self.p99} / {self.max}"
-
-
-@dataclass(frozen=True)
-class TokenizationReport:
-    """What became of the rows. `lengths` are those before anything was cut, with BOS and end of turn, in tokens."""
-
-    rows: int
-    rows_cut: int
-    prompts_cut: int
-    responses_cut: int
-    lengths: dict[str, LengthSummary]
-    bos: str
-    end_of_turn: str
-
-    def __str__(self) -> str:
-        lengths = ", ".join(f"{name} {summary}" for name, summary in self.lengths.items())
-        cut = f"{self.prompts_cut} prompts and {self.responses_cut} responses cut" if self.rows_cut else "nothing cut"
-        touched = f" ({self.rows_cut} rows touched)" if self.rows_cut else ""
-        return (
-            f"{self.rows} rows, {cut}{touched}\n"
-            f"tokens (median / 90 % / 99 % / longest): {lengths}\n"
-            f"BOS: {self.bos}\nend of turn: {self.end_of_turn}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def tokenize_examples(
@@ -73,182 +58,141 @@ def tokenize_examples(
     *,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
+    truncation: TruncationMode = "prompt_then_response",
+    cut_response_end: CutResponseEnd = "none",
+    on_bad_row: Literal["error", "skip"] = "error",
+    dedupe: bool = False,
+    decontaminate: Questions | None = None,
+    tokenization: Tokenization = "preftune",
+    num_proc: int = 1,
+    cache: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[TokenizedGroup], TokenizationReport]:
     """Encode examples and cut those that are too long.
 
     Args:
         max_length: tokens a prompt and any one of its responses may have together; None = any number.
         max_prompt_length: tokens that a prompt keeps at least when it is cut; None = half of `max_length`.
+        truncation: what goes first when a row is too long, see `preftune.data.truncate`.
+        cut_response_end: `append` puts the end-of-turn token at the end of a cut response; `none`: it has not ended.
+        on_bad_row: of a row that cannot be rendered, or whose responses cutting makes empty or equal: refuse it, or
+            leave it out and count it.
+        dedupe: leave out rows equal to an earlier one.
+        decontaminate: leave out rows in which one of these questions stands, see `preftune.data.decontaminate`.
+        tokenization: `princeton` gives the ids of the SimPO repository, see `preftune.data.princeton`.
+        num_proc: processes that encode.
+        cache: folder for token ids; None = they are not kept.
+        progress: called with the rows done and all rows, after each batch.
 
     Raises:
-        DataError: a row cannot be rendered, or cutting leaves a response empty or a pair's responses equal.
+        DataError: a row is bad and `on_bad_row` is `error`.
         ModelError: the tokenizer or its template cannot be used.
-        RecipeError: a limit is out of range, or `max_prompt_length` is given without `max_length`.
+        RecipeError: a setting is out of range or has no effect.
     """
-    limits = _limits(max_length, max_prompt_length)
+    _check(on_bad_row, tokenization, num_proc)
     chat = read_chat_format(tokenizer)
+    rule: Truncation | PrincetonTruncation | None
+    if tokenization == "princeton":
+        rule = build_princeton_truncation(max_length, max_prompt_length, truncation)
+    else:
+        rule = build_truncation(chat, max_length, max_prompt_length, truncation, cut_response_end)
+    dropped: dict[str, list[Origin]] = {name: [] for name in REASONS}
+    if dedupe:
+        examples, doubles = drop_duplicates(examples)
+        dropped[DUPLICATE] = [example.origin for example in doubles]
+    if decontaminate is not None:
+        examples, others = drop_contaminated(examples, decontaminate)
+        dropped[CONTAMINATED] = [example.origin for example in others]
+    whole: list[TokenizedGroup] = []
     groups: list[TokenizedGroup] = []
-    for start in range(0, len(examples), BATCH):
-        groups += _encode(examples[start : start + BATCH], chat)
-    cut = [limits.cut(group, chat.bos_id) for group in groups] if limits else groups
-    for group in cut:
-        _check_different(group)
+    for group, example in zip(_encoded(examples, chat, tokenization, num_proc, cache, progress), examples, strict=True):
+        try:
+            short = _cut(group, rule)
+        except DataError as error:
+            if on_bad_row == "error":
+                raise
+            log.debug("left out: %s", error)
+            dropped[BAD].append(example.origin)
+            continue
+        if short is None or isinstance(group, DataError):
+            dropped[TOO_LONG].append(example.origin)
+            continue
+        whole.append(group)
+        groups.append(short)
     _log_folding(examples, chat)
-    return cut, _report(groups, cut, chat)
+    _log_thinking(examples, chat)
+    special = (
+        0 if tokenization == "princeton" else sum(chat.spells_special(row.prompt, row.responses) for row in examples)
+    )
+    return groups, build_report(whole, groups, dropped, chat, special)
 
 
-# --- ids
+def _cut(group: Encoded, rule: Truncation | PrincetonTruncation | None) -> TokenizedGroup | None:
+    """The group within its limits, or None when it is dropped. Raises DataError for a bad row."""
+    if isinstance(group, DataError):
+        raise group
+    short = rule.cut(group) if rule else group
+    if short is not None:
+        check_different(short)
+    return short
 
 
-def _encode(examples: Sequence[Example], chat: ChatFormat) -> list[TokenizedGroup]:
-    turns = [chat.turns(example.prompt) for example in examples]
-    prompts = [chat.prompt_text(t, example.origin) for t, example in zip(turns, examples, strict=True)]
-    prompt_ids = chat.encode(prompts)
-    anchors = [_anchor(text, ids, chat) for text, ids in zip(prompts, prompt_ids, strict=True)]
-    follows: list[tuple[tuple[str, list[int]], str]] = []
-    for example, turn, prompt, anchor in zip(examples, turns, prompts, anchors, strict=True):
-        for answer in example.responses:
-            follows.append((anchor, chat.response_text(turn, prompt, answer, example.origin)))
-    responses = iter(_encode_responses(follows, chat))
-    return [
-        TokenizedGroup(chat.with_bos(ids), [next(responses) for _ in example.responses], example.origin, example.scores)
-        for example, ids in zip(examples, prompt_ids, strict=True)
-    ]
+def _encoded(
+    examples: Sequence[Example],
+    chat: ChatFormat,
+    tokenization: Tokenization,
+    num_proc: int,
+    cache: str | Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[Encoded]:
+    """The groups, uncut, from the cache or made."""
+    store = None if cache is None else TokenCache(Path(cache))
+    path = store.path(examples, chat, tokenization) if store else None
+    found = store.load(path, examples) if store and path else None
+    if found is not None:
+        log.info("token ids of %d rows come from %s", len(found), path)
+        return found
+    encoded: list[Encoded] = []
+    for batch in _batches(examples, chat, ENCODERS[tokenization], num_proc):
+        encoded += batch
+        if progress is not None:
+            progress(len(encoded), len(examples))
+    if store and path:
+        store.save(path, encoded, examples)
+    return encoded
 
 
-def _anchor(prompt: str, ids: list[int], chat: ChatFormat) -> tuple[str, list[int]]:
-    """The end of a prompt, from its last special token on, as text and ids: all that can shape what follows."""
-    for place in range(len(ids) - 1, -1, -1):
-        token = chat.special.get(ids[place])
-        if token is not None:
-            start = prompt.rfind(token)
-            return (prompt[start:], ids[place:]) if start >= 0 else (prompt, ids)
-    return prompt, ids
-
-
-def _encode_responses(follows: Sequence[tuple[tuple[str, list[int]], str]], chat: ChatFormat) -> list[list[int]]:
-    """The ids of each response after its anchor, ending with the end-of-turn token."""
-    together = chat.encode([anchor + response for (anchor, _), response in follows])
-    found: list[list[int] | None] = [
-        ids[len(before) :] if ids[: len(before)] == before else None
-        for ids, ((_, before), _) in zip(together, follows, strict=True)
-    ]
-    alone = iter(_encode_alone([text for (_, text), ids in zip(follows, found, strict=True) if ids is None], chat))
-    responses = [next(alone) if ids is None else ids for ids in found]
-    for ids in responses:
-        if ids[-1:] != [chat.end_id]:
-            ids.append(chat.end_id)
-    return responses
-
-
-def _encode_alone(texts: Sequence[str], chat: ChatFormat) -> list[list[int]]:
-    """Ids without a prompt, and without the space that some tokenizers put in front of a text."""
-    plain = chat.encode(texts)
-    if not chat.lead or not texts:
-        return plain
-    lead = chat.encode([chat.lead])[0]
-    led = chat.encode([chat.lead + text for text in texts])
-    return [ids[len(lead) :] if ids[: len(lead)] == lead else own for ids, own in zip(led, plain, strict=True)]
-
-
-# --- limits
-
-
-@dataclass(frozen=True)
-class _Limits:
-    length: int
-    prompt: int
-
-    def cut(self, group: TokenizedGroup, bos_id: int | None) -> TokenizedGroup:
-        """The group so that prompt + response <= length for each response; the group itself when it fits."""
-        prompt, longest = group.prompt_ids, max(map(len, group.response_ids))
-        if len(prompt) + longest <= self.length:
-            return group
-        kept = min(len(prompt), max(self.prompt, self.length - longest))
-        room = self.length - kept
-        if room < 1:
-            raise DataError(
-                f"{group.origin}: the prompt fills all {self.length} tokens of max_length and leaves none for the "
-                f"response. Raise max_length, or set max_prompt_length (now {self.prompt}) below it."
-            )
-        responses = [ids[:room] for ids in group.response_ids]
-        return TokenizedGroup(_keep_end(prompt, kept, bos_id), responses, group.origin, group.scores)
-
-
-def _keep_end(prompt: list[int], kept: int, bos_id: int | None) -> list[int]:
-    """The last `kept` tokens; a BOS in front stays in front and counts."""
-    if kept >= len(prompt):
-        return prompt
-    if prompt[0] == bos_id:
-        return [prompt[0], *prompt[len(prompt) - kept + 1 :]]
-    return prompt[len(prompt) - kept :]
-
-
-def _limits(max_length: int | None, max_prompt_length: int | None) -> _Limits | None:
-    if max_length is None:
-        if max_prompt_length is not None:
-            raise RecipeError("'max_prompt_length' has no effect without 'max_length'. Set both, or neither.")
-        return None
-    _check_limit("max_length", max_length, at_least=2)
-    if max_prompt_length is None:
-        return _Limits(max_length, max_length // 2)
-    _check_limit("max_prompt_length", max_prompt_length, at_least=1)
-    return _Limits(max_length, max_prompt_length)
-
-
-def _check_limit(name: str, value: object, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise RecipeError(f"'{name}' is {value!r}; expected a whole number of tokens, at least {at_least}.")
-
-
-def _check_different(group: TokenizedGroup) -> None:
-    """A pair of equal responses has no preference to learn from; cutting or a trimming template can make it one."""
-    if len(group.response_ids) != 2 or group.response_ids[0] != group.response_ids[1]:
+def _batches(examples: Sequence[Example], chat: ChatFormat, encode: Encoder, num_proc: int) -> Iterator[list[Encoded]]:
+    starts = range(0, len(examples), BATCH)
+    if num_proc == 1 or len(starts) < 2:
+        for start in starts:
+            yield encode(examples[start : start + BATCH], chat)
         return
-    raise DataError(
-        f"{group.origin}: chosen and rejected become the same {len(group.response_ids[0])} tokens "
-        "(they differ only in what was cut, or in whitespace). Raise max_length, or delete the row."
-    )
+    # Forked: the children find examples and tokenizer in memory, and a script needs no __main__ guard.
+    work = (examples, chat, encode)
+    with multiprocessing.get_context("fork").Pool(min(num_proc, len(starts)), _take, work) as pool:
+        yield from pool.imap(_encode_batch, starts)
 
 
-# --- report
+_work: tuple[Sequence[Example], ChatFormat, Encoder]  # in a child: what `_take` was given
 
 
-def _report(groups: Sequence[TokenizedGroup], cut: Sequence[TokenizedGroup], chat: ChatFormat) -> TokenizationReport:
-    pairs = [(before, after) for before, after in zip(groups, cut, strict=True) if before is not after]
-    return TokenizationReport(
-        rows=len(groups),
-        rows_cut=len(pairs),
-        prompts_cut=sum(len(after.prompt_ids) < len(before.prompt_ids) for before, after in pairs),
-        responses_cut=sum(
-            len(short) < len(whole)
-            for before, after in pairs
-            for whole, short in zip(before.response_ids, after.response_ids, strict=True)
-        ),
-        lengths=_lengths(groups),
-        bos=chat.describe_bos(),
-        end_of_turn=chat.describe_end(),
-    )
+def _take(*work: Any) -> None:
+    global _work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not come along; one process, one thread
+    _work = work
 
 
-def _lengths(groups: Sequence[TokenizedGroup]) -> dict[str, LengthSummary]:
-    if not groups:
-        return {}
-    counts = {len(group.response_ids) for group in groups}
-    names = {1: ["response"], 2: ["chosen", "rejected"]}.get(max(counts), [f"rank {k}" for k in range(max(counts))])
-    lengths = {"prompt": _summary([len(group.prompt_ids) for group in groups])}
-    for k, name in enumerate(names):
-        lengths[name] = _summary([len(g.response_ids[k]) for g in groups if k < len(g.response_ids)])
-    return lengths
+def _encode_batch(start: int) -> list[Encoded]:
+    examples, chat, encode = _work
+    return encode(examples[start : start + BATCH], chat)
 
 
-def _summary(lengths: Sequence[int]) -> LengthSummary:
-    ordered = sorted(lengths)
-
-    def at(share: float) -> int:
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
-
-    return LengthSummary(sum(ordered) / len(ordered), at(0.5), at(0.9), at(0.99), ordered[-1])
+def _check(on_bad_row: object, tokenization: object, num_proc: object) -> None:
+    check_choice("on_bad_row", on_bad_row, ("error", "skip"))
+    check_choice("tokenization", tokenization, tuple(ENCODERS))
+    if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
+        raise RecipeError(f"'num_proc' is {num_proc!r}; expected a number of processes, at least 1.")
 
 
 def _log_folding(examples: Sequence[Example], chat: ChatFormat) -> None:
@@ -257,3 +201,14 @@ def _log_folding(examples: Sequence[Example], chat: ChatFormat) -> None:
     count = sum(any(message.role == "system" for message in example.prompt) for example in examples)
     if count:
         log.info("the chat template has no system role: %d system texts go in front of the user's turn", count)
+
+
+def _log_thinking(examples: Sequence[Example], chat: ChatFormat) -> None:
+    template = chat.template or ""
+    if not examples or "enable_thinking" not in template or "set enable_thinking" in template:
+        return
+    if not any("</think>" in response for example in examples for response in example.responses):
+        log.warning(
+            "The chat template has a thinking mode, and no response has thoughts: they are trained as answers of that "
+            "mode. Set chat_template_kwargs: {enable_thinking: false} to train answers without thoughts."
+        )

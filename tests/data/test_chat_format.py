@@ -179,3 +179,25 @@ def test_without_a_template_texts_are_joined_plainly_and_eos_ends_the_answer(byt
     tokenizer = byte_tokenizer(None)
     assert encoded(tokenizer, example("q", "good", "bad")) == ("q", ["good</s>", "bad</s>"])
     assert encoded(tokenizer, example(conversation, " good")) == ("s\n\nq\n\na\n\nr:", [" good</s>"])
+
+
+def test_a_tokenizer_that_changes_texts_by_itself_is_asked_itself(byte_tokenizer, example, chatml):
+    plain = byte_tokenizer(chatml)
+
+    class Lower(type(plain)):
+        def _encode_plus(self, text, *args, **kwargs):
+            low = text.lower() if isinstance(text, str) else [one.lower() for one in text]
+            return super()._encode_plus(low, *args, **kwargs)
+
+    lower = Lower(tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>", chat_template=chatml)
+    assert read_chat_format(plain).backend is not None
+    assert encoded(lower, example("Q", "GOOD"))[1] == ["good<|im_end|>"]
+
+
+@pytest.mark.parametrize("setting", [{"truncation": True, "max_length": 2}, {"padding": True}])
+def test_cutting_and_padding_left_on_a_tokenizer_do_not_matter(byte_tokenizer, example, chatml, setting):
+    tokenizer = byte_tokenizer(chatml, pad_token="</s>")
+    chat = read_chat_format(tokenizer)
+    prompts = chat.prompt_ids([[Message("user", "q")], [Message("user", "longer")]])
+    tokenizer(["a", "bcd"], **setting)
+    assert chat.prompt_ids([[Message("user", "q")], [Message("user", "longer")]]) == prompts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from preftune.data import Row, recognise, to_examples
-from preftune.errors import RecipeError
+from preftune.errors import DataError, RecipeError
 from preftune.types import Message, Origin
 
 
@@ -38,6 +39,7 @@ def one(value: dict, layout: str = "paired", columns=None) -> tuple[tuple[Messag
 
 
 HISTORY = [turn("user", "q1"), turn("assistant", "a1"), turn("user", "q2")]
+TRANSCRIPT = "\n\nHuman: q\n\nAssistant: "
 PAIRS = {
     "text": {"prompt": "q", "chosen": "good", "rejected": "bad"},
     "message lists": {
@@ -71,6 +73,68 @@ PAIRS = {
         "messages": [turn("user", "q"), turn("assistant", "good")],
         "rejected_response": "bad",
     },
+    "messages with a rejected conversation": {
+        "messages": [turn("user", "q"), turn("assistant", "good")],
+        "rejected_messages": [turn("user", "q"), turn("assistant", "bad")],
+    },
+    "role and text": {
+        "context": [{"role": "human", "text": "q"}],
+        "chosen": {"role": "assistant", "text": "good"},
+        "rejected": {"role": "assistant", "text": "bad"},
+    },
+    "role and text, the context as a Python literal": {
+        "context": "[{'role': 'human', 'text': 'q'}]",
+        "chosen": {"role": "assistant", "text": "good"},
+        "rejected": {"role": "assistant", "text": "bad"},
+    },
+    "role and text in a table": {
+        "context": "[{'role': 'human', 'text': 'q'}]",
+        "chosen.text": "good",
+        "rejected.text": "bad",
+    },
+    "conversations as JSON text": {
+        "chosen": json.dumps([turn("user", "q"), turn("assistant", "good")]),
+        "rejected": json.dumps([turn("user", "q"), turn("assistant", "bad")]),
+    },
+    "content in parts": {
+        "chosen_messages": [turn("user", "q"), turn("assistant", [{"type": "text", "value": "good"}])],
+        "rejected_messages": [
+            {"role": "user", "content": "q", "loss_weight": 0.0},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "ad"}]},
+        ],
+    },
+    "transcripts": {"chosen": TRANSCRIPT + "good", "rejected": TRANSCRIPT + "bad "},
+    "transcripts without blank lines in front": {
+        "chosen": "Human: q\n\nAssistant: good",
+        "rejected": TRANSCRIPT + "bad",
+    },
+    "a transcript as prompt": {"prompt": TRANSCRIPT, "chosen": "good", "rejected": "bad"},
+    "question and two answers": {"question": "q", "response_j": "good", "response_k": "bad"},
+    "chosen_response": {"instruction": "q", "chosen_response": "good", "rejected_response": "bad", "metadata": {}},
+    "conversations beside the prompt as text": {
+        "prompt": "q",
+        "conversations": [{"from": "prompter", "value": "q"}],
+        "chosen": "good",
+        "rejected": "bad",
+    },
+    "one rejected answer in a list": {"prompt": "q", "chosen": "good", "rejected": ["bad"]},
+    "output_2 is better": {"input": "q", "output_1": "bad", "output_2": "good", "label": 2},
+    "output_1 is better": {"instruction": "q", "output_1": "good", "output_2": "bad", "preference": 1.2},
+    "model_b is better": {
+        "conversation_a": [turn("user", "q"), turn("assistant", "bad")],
+        "conversation_b": [turn("user", "q"), turn("assistant", "good")],
+        "winner": "model_b",
+    },
+    "better_response_id": {"prompt": "q", "response_0": "bad", "response_1": "good", "better_response_id": 1},
+    "two of three annotators": {
+        "instruction": "q",
+        "input": "",
+        "response1": "good",
+        "response2": "bad",
+        "annotator1": 1,
+        "annotator2": 2,
+        "annotator3": 1,
+    },
 }
 
 
@@ -79,7 +143,7 @@ def test_every_form_of_a_pair_gives_the_same_example(name):
     assert one(PAIRS[name]) == ((user("q"),), ("good", "bad"))
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if name != "messages with a rejected answer"])
+@pytest.mark.parametrize("name", PAIRS)
 def test_single_takes_the_chosen_side_of_every_form_of_a_pair(name):
     assert one(PAIRS[name], "single") == ((user("q"),), ("good",))
 
@@ -97,6 +161,10 @@ def test_single_takes_the_chosen_side_of_every_form_of_a_pair(name):
         {"messages": [turn("user", "q"), turn("assistant", "good")]},
         {"prompt": "ignored: the conversation says it all", "messages": [turn("user", "q"), turn("assistant", "good")]},
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}]},
+        {"conversation": [{"human": "q", "assistant": "good"}]},
+        {"input": "q", "output": "good"},
+        {"completion": TRANSCRIPT + "good"},
+        {"system_prompt": "", "prompt": "q", "response": "good", "weight": 0.5, "tools": []},
     ],
 )
 def test_every_form_of_supervised_rows_gives_the_same_example(value):
@@ -105,6 +173,11 @@ def test_every_form_of_supervised_rows_gives_the_same_example(value):
 
 def test_an_alpaca_input_stands_on_the_line_after_the_instruction():
     assert one({"instruction": "Add.", "input": "2, 2", "output": "4"}, "single")[0] == (user("Add.\n2, 2"),)
+
+
+def test_a_context_completes_an_instruction_and_is_a_prompt_where_there_is_none():
+    assert one({"instruction": "Add.", "context": "2, 2", "response": "4"}, "single")[0] == (user("Add.\n2, 2"),)
+    assert one({"context": "2 + 2?", "response": "4"}, "single")[0] == (user("2 + 2?"),)
 
 
 def test_two_languages_load_through_a_column_map():
@@ -166,10 +239,100 @@ def test_the_mapping_can_be_printed():
     assert mapping.to_dict()["columns"] == {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
 
 
+# --- transcripts
+
+
+def test_a_transcript_of_several_turns_keeps_its_history_and_joins_turns_of_one_speaker():
+    history = "\n\nHuman: q1\n\nAssistant: Wait.\n\nAssistant:  a1\nHuman: no turn\n\nHuman:q2"
+    value = {"chosen": f"{history}\n\nAssistant:\ngood\n\nindeed", "rejected": f"{history}\n\nAssistant: bad"}
+    assert one(value) == (
+        (user("q1"), assistant("Wait.\n\na1\nHuman: no turn"), user("q2")),
+        ("good\n\nindeed", "bad"),
+    )
+
+
+def test_an_answer_that_quotes_a_dialogue_stays_an_answer():
+    plain = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    quoting = {"prompt": "Write a dialogue.", "chosen": TRANSCRIPT + "hello", "rejected": "bad"}
+    examples = to_examples(rows(plain, quoting), "paired")
+    assert examples[1].prompt == (user("Write a dialogue."),)
+    assert examples[1].responses[0] == TRANSCRIPT + "hello"
+
+
+def test_a_row_that_is_no_transcript_among_transcripts_is_refused():
+    good = PAIRS["transcripts"]
+    values = rows(*[good] * 8, {**good, "rejected": "bad"})
+    with pytest.raises(DataError, match=r"row 9: 'rejected' is text .*expected a transcript that starts with 'Human:'"):
+        to_examples(values, "paired")
+
+
+def test_transcripts_that_part_before_the_last_answer_have_different_prompts():
+    value = {"chosen": TRANSCRIPT + "good", "rejected": TRANSCRIPT + "Wait.\n\nHuman: why\n\nAssistant: bad"}
+    with pytest.raises(DataError, match="'chosen' and 'rejected' start with different prompts"):
+        to_examples(rows(value), "paired")
+
+
+# --- several rejected answers
+
+
+SEVERAL = {"prompt": "q", "chosen": "good", "rejected": ["bad", "worse"]}
+
+
+@pytest.mark.parametrize("layout", ["paired", "ranked"])
+def test_several_rejected_answers_are_several_pairs(layout):
+    examples = to_examples(rows(SEVERAL, PAIRS["text"]), layout)
+    assert [example.responses for example in examples] == [("good", "bad"), ("good", "worse"), ("good", "bad")]
+    assert [example.origin.row for example in examples] == [1, 1, 2]
+
+
+def test_several_rejected_conversations_share_their_history_with_the_chosen_one():
+    history = [turn("user", "q")]
+    value = {
+        "chosen": [*history, turn("assistant", "good")],
+        "rejected": [[*history, turn("assistant", "bad")], [*history, turn("assistant", "worse")]],
+    }
+    assert [e.responses for e in to_examples(rows(value), "paired")] == [("good", "bad"), ("good", "worse")]
+
+
+def test_of_several_rejected_answers_the_chosen_one_is_desirable_once():
+    examples = to_examples(rows(SEVERAL), "unpaired")
+    assert [(e.responses, e.scores) for e in examples] == [
+        (("good",), (1.0,)),
+        (("bad",), (0.0,)),
+        (("worse",), (0.0,)),
+    ]
+    assert [e.responses for e in to_examples(rows(SEVERAL), "single")] == [("good",)]
+
+
+# --- the mapping
+
+
+def test_the_mapping_says_in_which_form_the_rows_stand():
+    transcripts = recognise(rows(PAIRS["transcripts"]), "paired")
+    assert (
+        str(transcripts)
+        == "paired from transcripts: chosen = 'chosen' (transcript), rejected = 'rejected' (transcript)"
+    )
+    compared = recognise(rows({**PAIRS["output_2 is better"], "weight": 1, "tools": []}), "unpaired")
+    assert str(compared) == (
+        "unpaired from two answers and a winner: prompt = 'input' (text), answer_1 = 'output_1' (text), "
+        "answer_2 = 'output_2' (text), winner = 'label' (number); unused: weight, tools"
+    )
+    assert compared.to_dict() == {
+        "layout": "unpaired",
+        "form": "two answers and a winner",
+        "columns": {"prompt": "input", "answer_1": "output_1", "answer_2": "output_2", "winner": "label"},
+        "kinds": {"prompt": "text", "answer_1": "text", "answer_2": "text", "winner": "number"},
+        "unused": ["weight", "tools"],
+    }
+    split = recognise(rows(PAIRS["text"]), "unpaired")
+    assert str(split).startswith("unpaired from paired rows: prompt = 'prompt' (text)")
+
+
 @pytest.mark.parametrize(
     ("layout", "columns", "message"),
     [
-        ("pairs", None, "'layout' is 'pairs'; expected 'paired' or 'single'"),
+        ("pairs", None, "'layout' is 'pairs'; expected one of single, paired, unpaired, ranked"),
         ("paired", {"prompt": "promt"}, "nearest: 'prompt'"),
         ("paired", ["prompt"], "'columns' is a list; expected a map"),
     ],

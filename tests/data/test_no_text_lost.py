@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import unicodedata
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preftune.data import tokenize_examples
+from preftune.data.named_templates import set_chat_template
+from preftune.types import Message
 
 TEXT = st.text(min_size=1, max_size=30) | st.text("\n\t ab'.é好🙂", min_size=1, max_size=12)
 SETTINGS = settings(
@@ -53,5 +56,37 @@ def test_a_rendered_prompt_and_its_answers_come_back(real_tokenizer, example):
         start = f"<|begin_of_text|>{header.format('user')}{prompt.strip()}<|eot_id|>{header.format('assistant')}"
         assert texts == [f"{start}{text.strip()}<|eot_id|>" for text in (answer, answer + "!")]
         assert tokenizer.decode(group.prompt_ids, clean_up_tokenization_spaces=False) == start
+
+    check()
+
+
+PIECES = st.sampled_from(
+    ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "\n", " ", "é好🙂", "assistant", "a", "<"]
+)
+
+
+def test_a_conversation_that_spells_out_special_tokens_comes_back_turn_by_turn(real_tokenizer, example):
+    """The ids are parted at the turns' tokens and each part decoded: a spelt token that became one would part it."""
+    tokenizer = copy.deepcopy(real_tokenizer("minimind"))
+    set_chat_template(tokenizer, "chatml")
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    text = st.lists(PIECES | TEXT, min_size=1, max_size=6).map("".join)
+    answers = text.filter(lambda answer: answer.strip() and not answer.rstrip().endswith("<|im_end|>"))
+
+    @SETTINGS
+    @given(text, text, text, answers)
+    def check(question, reply, again, answer):
+        messages = (Message("user", question), Message("assistant", reply), Message("user", again))
+        group = tokenize_examples([example(messages, answer)], tokenizer)[0][0]
+        ids = group.prompt_ids + group.response_ids[0]
+        turns, turn = [], []
+        for number in ids:
+            if number == start:
+                turn = []
+            elif number == end:
+                turns.append(tokenizer.decode(turn, clean_up_tokenization_spaces=False))
+            else:
+                turn.append(number)
+        assert turns == [f"user\n{question}", f"assistant\n{reply}", f"user\n{again}", f"assistant\n{answer}"]
 
     check()

@@ -6,6 +6,7 @@ import pytest
 
 from preftune.data import tokenize_examples
 from preftune.errors import DataError, RecipeError
+from preftune.types import Example, Message, Origin
 
 BOS, EOS = 1, 2
 
@@ -86,6 +87,70 @@ def test_responses_that_cutting_makes_equal_are_refused(word_tokenizer, example)
     pair = example("w1", "w5 w6 w7 w8", "w5 w6 w7 w9", row=5)
     with pytest.raises(DataError, match=r"row 5: chosen and rejected become the same 3 tokens.*Raise max_length"):
         cut(word_tokenizer, pair, 5, 2)
+
+
+@pytest.fixture
+def ranked():
+    """An example of responses with so many words each, all different, and its scores."""
+
+    def build(prompt: int, *responses: int, scores=(), row: int = 1):
+        texts = tuple(words(count, 500 * (k + 1)) for k, count in enumerate(responses))
+        return Example((Message("user", words(prompt)),), texts, Origin("x.jsonl", "train", row), scores)
+
+    return build
+
+
+def test_scores_stay_with_their_responses_whatever_is_cut(word_tokenizer, ranked):
+    examples = [ranked(9, 30, 5, 12, scores=(3.0, 2.0, -1.0)), ranked(2, 3, scores=(1.0,)), ranked(2, 40, 1)]
+    groups, _ = tokenize_examples(examples, word_tokenizer, max_length=20)
+    assert [group.scores for group in groups] == [(3.0, 2.0, -1.0), (1.0,), ()]
+    assert [[ids[0] - 3 for ids in group.response_ids] for group in groups] == [[500, 1000, 1500], [500], [500, 1000]]
+
+
+def test_all_responses_of_a_group_keep_the_same_prompt_and_fit(word_tokenizer, ranked):
+    groups, report = tokenize_examples([ranked(15, 12, 3, 30, 9)], word_tokenizer, max_length=20, max_prompt_length=8)
+    (group,) = groups
+    assert group.prompt_ids == [BOS, *ids(7, 8)]  # by what the longest response needs
+    assert [len(response) for response in group.response_ids] == [12, 4, 12, 10]
+    assert [response[-1] == EOS for response in group.response_ids] == [False, True, False, True]
+    assert (report.rows_cut, report.prompts_cut, report.responses_cut) == (1, 1, 2)
+
+
+def test_a_ranked_group_that_fits_is_left_alone_beside_one_that_is_cut(word_tokenizer, ranked):
+    examples = [ranked(5, 4, 3, 2, row=1), ranked(5, 30, 3, row=2), ranked(30, 3, 2, 1, 1, row=3)]
+    groups, report = tokenize_examples(examples, word_tokenizer, max_length=20, max_prompt_length=10)
+    assert [len(group.prompt_ids) for group in groups] == [6, 6, 16]
+    assert [[len(ids) for ids in group.response_ids] for group in groups] == [[5, 4, 3], [14, 4], [4, 3, 2, 2]]
+    assert (report.rows, report.rows_cut, report.prompts_cut, report.responses_cut) == (3, 2, 1, 1)
+
+
+def test_the_report_of_ranked_groups_has_a_line_for_each_rank(word_tokenizer, ranked):
+    examples = [ranked(5, 4, 3, row=1), ranked(5, 8, 2, 1, row=2)]
+    lengths = tokenize_examples(examples, word_tokenizer)[1].lengths
+    assert list(lengths) == ["prompt", "rank 0", "rank 1", "rank 2"]
+    assert [(summary.mean, summary.max) for summary in lengths.values()] == [(6.0, 6), (7.0, 9), (3.5, 4), (2.0, 2)]
+
+
+def test_a_report_of_labelled_rows_speaks_of_responses(word_tokenizer, ranked):
+    groups, report = tokenize_examples([ranked(5, 30, scores=(0.0,)), ranked(2, 2)], word_tokenizer, max_length=20)
+    assert list(report.lengths) == ["prompt", "response"]
+    assert (report.rows, report.rows_cut, report.responses_cut) == (2, 1, 1)
+    assert len(groups[0].prompt_ids) + len(groups[0].response_ids[0]) == 20
+
+
+@pytest.mark.parametrize("scores", [(), (3.0, 2.0, 1.0)])
+def test_responses_of_two_ranks_that_cutting_makes_equal_are_refused(word_tokenizer, scores):
+    responses = ("w9 w9", "w5 w6 w7 w8", "w5 w6 w7 w9")
+    example = Example((Message("user", "w1"),), responses, Origin("x.jsonl", "train", 7), scores)
+    with pytest.raises(DataError, match=r"row 7: the responses of rank 1 and 2 become the same 3 tokens.*Raise max_le"):
+        tokenize_examples([example], word_tokenizer, max_length=5, max_prompt_length=2)
+
+
+def test_responses_of_equal_score_may_become_equal(word_tokenizer):
+    responses = ("w9 w9", "w5 w6 w7 w8", "w5 w6 w7 w9")
+    example = Example((Message("user", "w1"),), responses, Origin("x.jsonl", "train", 7), (2.0, 1.0, 1.0))
+    (group,), _ = tokenize_examples([example], word_tokenizer, max_length=5, max_prompt_length=2)
+    assert group.response_ids[1] == group.response_ids[2] == [8, 9, 10]
 
 
 @pytest.mark.parametrize(
