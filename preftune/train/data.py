@@ -16,6 +16,7 @@ from preftune.data.decontaminate import Questions
 from preftune.errors import RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
+from preftune.train.tokenizer import check_prompts
 from preftune.types import Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def load_groups(
     if objective.layout == Layout.UNPAIRED and split == "train":
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
+    if split == "train" and recipe.tokenization == "preftune":
+        check_prompts(examples, tokenizer)
     with Progress(transient=True, disable=len(examples) < MANY or not sys.stderr.isatty()) as bar:
         return tokenize_examples(
             examples,
