@@ -158,7 +158,7 @@ LAYOUT_ROWS = {
     "a response of two scores": ("ranked", RANKED, {"responses": ["a", "b", "a"]}, "items 1 and 3 of 'responses' are the same response (\"a\") with scores 3 and 1", "Delete one of them"),
     "a response at two ranks": ("ranked", ORDERED, {"output": ["a", "b", "b"]}, "items 2 and 3 of 'output' are the same response (\"b\") at two ranks", "Delete one of them"),
     "object without response": ("ranked", OBJECTS, {"completions": [{"response": "a"}, {"words": "b"}]}, "'completions' item 2 message 1 has no 'role' or 'from' (found: words)", "delete the row"),
-    "object without score": ("ranked", OBJECTS, {"completions": [{"response": "a", "score": 1}, {"response": "b"}]}, "the overall_score or score of 'completions' item 2 is null, expected a finite number", "Write one number"),
+    "object without score": ("ranked", OBJECTS, {"completions": [{"response": "a", "score": 1}, {"response": "b"}]}, "the overall_score or score or rating or reward of 'completions' item 2 is null, expected a finite number", "Write one number"),
     "object with equal ranks": ("ranked", OBJECTS, {"completions": [{"response": "a", "rank": 1}, {"response": "b", "rank": 1}]}, "all 2 responses have the same rank (1)", "delete the row"),
     "ranked row in a file read as pairs": ("paired", RANKED, {"scores": [1, 1, 1]}, "all 3 responses have the same score", "delete the row"),
     "negative margin": ("paired", MARGIN, {"margin": -1}, "'margin' is a number (-1), expected a number of at least 0", "columns: {margin: null}"),
