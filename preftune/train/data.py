@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data import TokenizationReport, class_balance, load_preferences, tokenize_examples
 from preftune.data.decontaminate import Questions
-from preftune.errors import RecipeError
+from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
 from preftune.train.tokenizer import check_prompts
@@ -53,7 +53,7 @@ def load_groups(
     if split == "train" and recipe.tokenization == "preftune":
         check_prompts(examples, tokenizer)
     with Progress(transient=True, disable=len(examples) < MANY or not sys.stderr.isatty()) as bar:
-        return tokenize_examples(
+        groups, report = tokenize_examples(
             examples,
             tokenizer,
             max_length=recipe.max_length,
@@ -68,6 +68,13 @@ def load_groups(
             cache=recipe.tokens_cache,
             progress=_shown(bar, len(examples)),
         )
+    if not groups:
+        reasons = "; ".join(f"{len(rows)} {reason}" for reason, rows in report.dropped.items())
+        raise DataError(
+            f"{examples[0].origin}: this is the first of {len(examples)} rows, which are all left out "
+            f"({reasons}). Raise max_length, or choose another truncation."
+        )
+    return groups, report
 
 
 def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:

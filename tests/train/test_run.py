@@ -129,6 +129,15 @@ def test_training_prompts_are_generation_prompts(work, model_folder):
         assert group.prompt_ids.count(tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize("more", [{"max_length": 3, "truncation": "drop"}, {"decontaminate": "pairs.jsonl"}], ids=str)
+def test_a_run_without_a_row_left_is_refused_with_the_reasons(work, more):
+    with pytest.raises(
+        DataError, match=r"pairs.jsonl\[train\] row 1: .* of 16 rows, which are all left out \(16 "
+    ) as refused:
+        train(None, **work, **more)
+    assert "\n" not in str(refused.value)
+
+
 BAD_ROWS = {
     "missing column": ({"prompt": "a", "chosen": "b"}, "rejected"),
     "empty response": ({"prompt": "a", "chosen": "", "rejected": "c"}, "row 17"),
