@@ -13,16 +13,18 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from preftune.data.chat import read_chat_format, without_clock
+from preftune.data.chat import PROBE_QUESTION, ChatFormat, read_chat_format, without_clock
 from preftune.data.encode import encode_examples
 from preftune.data.named_templates import BASE_TEMPLATE, TEMPLATES, add_markers, missing_markers, set_chat_template
+from preftune.data.sources import excerpt
 from preftune.errors import DataError, ModelError
 from preftune.model.load import load_tokenizer, one_line
 from preftune.recipe import Recipe
-from preftune.types import Example
+from preftune.types import Example, Message
 
 logger = logging.getLogger(__name__)
 COMPARED = 16  # rows whose prompts are compared at the start of a run
+ROLE_WORDS = 3  # words before a question that are no more than the name of its speaker
 
 
 def load_run_tokenizer(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
@@ -74,8 +76,9 @@ def check_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         ModelError: they differ, or the tokenizer cannot be saved and loaded.
     """
     rows = examples[:: max(1, len(examples) // COMPARED)]
-    sampler = read_chat_format(_reloaded(tokenizer))
-    for row, group in zip(rows, encode_examples(rows, read_chat_format(tokenizer)), strict=True):
+    chat, sampler = read_chat_format(tokenizer), read_chat_format(_reloaded(tokenizer))
+    _say_own_text(chat)
+    for row, group in zip(rows, encode_examples(rows, chat), strict=True):
         if isinstance(group, DataError):
             continue  # a bad row, which is refused or left out
         sampled = sampler.prompt_ids([row.prompt])[0]
@@ -96,3 +99,14 @@ def _reloaded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
             return type(tokenizer).from_pretrained(folder)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:
             raise ModelError(f"The tokenizer cannot be saved and loaded again: {one_line(cause)}.") from cause
+
+
+def _say_own_text(chat: ChatFormat) -> None:
+    """Some templates write a system text where a conversation has none (Qwen 2.5), or dates (Llama 3.1)."""
+    if chat.template is None:
+        return
+    opening = chat.prompt_text(chat.turns([Message("user", PROBE_QUESTION)])).partition(PROBE_QUESTION)[0]
+    for token in chat.special.values():
+        opening = opening.replace(token, " ")
+    if len(opening.split()) > ROLE_WORDS:
+        logger.info("The chat template writes a text of its own before the first question: %s", excerpt(opening, 120))

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from preftune.data import load_preferences
+from preftune.data.bad_rows import SkippedRows
 from preftune.errors import DataError
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
@@ -281,9 +282,17 @@ def test_a_folder_without_data_says_what_it_looked_for(tmp_path):
     assert "holds no data files. Expected files ending in .jsonl" in refusal(tmp_path)
 
 
-def test_one_bad_row_among_many_is_found(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(lines(*[GOOD] * 20_000, row(chosen=""), *[GOOD] * 20_000))
-    assert "row 20001: " in refusal(tmp_path / "x.jsonl")
+def test_one_bad_row_among_a_hundred_thousand_is_found_or_counted(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(lines(GOOD) * 60_000 + lines(row(chosen="")) + lines(GOOD) * 39_999)
+    assert "row 60001: " in refusal(tmp_path / "x.jsonl")
+    skipped = SkippedRows()
+    assert len(load_preferences(tmp_path / "x.jsonl", on_bad_row="skip", skipped=skipped)) == 99_999
+    assert str(skipped).startswith("1 of 100000 rows skipped: empty answer 1 (")
+
+
+def test_a_long_name_does_not_fill_the_message(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(lines({"prompt": "q", "x" * 1_000_000: "a"}))
+    assert len(refusal(tmp_path / "x.jsonl")) < 500 + len(str(tmp_path))
 
 
 def test_text_that_is_not_utf8_inside_parquet_is_refused(tmp_path):

@@ -190,6 +190,16 @@ def test_a_run_stops_where_the_saved_tokenizer_gives_another_prompt(base, monkey
     assert not Path("run").exists()
 
 
+def test_a_system_text_that_the_template_adds_is_said(base, caplog):
+    caplog.set_level(logging.INFO)
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    rows = [Example((Message("user", "q"),), ("a", "b"), Origin("pairs.jsonl", "train", 1))]
+    for opening in ("", "<|im_start|>system You are a helpful assistant.<|im_end|>"):
+        assert "text of its own" not in caplog.text
+        check_prompts(rows, load_run_tokenizer(load_recipe(None, {**base, "chat_template": opening + turns}))[0])
+    assert 'before the first question: "<|im_start|>system You are a helpful assistant.' in caplog.text
+
+
 def test_the_saved_template_has_no_clock(base):
     template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     train(None, **base, chat_template=template)
