@@ -11,8 +11,8 @@ from typing import Any
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from preftune.data import TokenizationReport, class_balance, load_preferences, tokenize_examples
-from preftune.data.decontaminate import Questions
+from preftune.data import TokenizationReport, class_balance, load_preferences, load_rows, tokenize_examples
+from preftune.data.decontaminate import Questions, asked_in
 from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
@@ -83,7 +83,7 @@ def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:
 
 
 def _questions(files: str | Sequence[str] | None) -> Questions | None:
-    """A question a line, or the prompts of a data file."""
+    """A question a line, or the questions of a data file."""
     if files is None:
         return None
     texts: list[str] = []
@@ -94,6 +94,18 @@ def _questions(files: str | Sequence[str] | None) -> Questions | None:
                 raise RecipeError(f"'decontaminate': there is no file '{name}'.")
             texts += path.read_text(encoding="utf-8").splitlines()
         else:
-            examples = load_preferences(name, layout=Layout.SINGLE, on_bad_row="skip")
-            texts += [message.content for example in examples for message in example.prompt if message.role == "user"]
+            texts += _asked(name)
     return Questions(texts)
+
+
+def _asked(name: str) -> list[str]:
+    """The questions of a data file: the user's turns where its rows have answers, else its column of questions."""
+    try:
+        examples = load_preferences(name, layout=Layout.SINGLE, on_bad_row="skip")
+    except DataError:
+        path = Path(name).expanduser()
+        texts = [text for row in load_rows(path) for text in asked_in(row.values)] if path.exists() else []
+        if not texts:
+            raise
+        return texts
+    return [message.content for example in examples for message in example.prompt if message.role == "user"]

@@ -70,8 +70,13 @@ def load_trained_model(
         model = add_adapter(model, settings, task="SEQ_CLS" if scores else "CAUSAL_LM")
     if recipe.freeze:
         freeze(model, recipe.freeze)
-    if new_tokens and not recipe.trains_adapter and not model.get_input_embeddings().weight.requires_grad:
-        logger.warning("'freeze' covers the embeddings: the template's new tokens keep the rows they start with.")
+    if new_tokens and not any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
+        said = "'freeze' covers" if recipe.freeze else "the adapter does not train"
+        logger.warning(
+            "The template's new tokens keep the rows they start with: %s the embeddings. Choose another chat_template, "
+            "or set add_template_tokens: false.",
+            said,
+        )
     check_trainable(model)
     if recipe.freeze or recipe.trains_adapter:
         logger.info("Model: %s.", trainable_summary(model))

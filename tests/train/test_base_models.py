@@ -158,9 +158,12 @@ def test_rows_that_a_model_holds_in_reserve_are_used_first():
         assert torch.allclose(table[10], table[:10].mean(dim=0))
 
 
-def test_frozen_embeddings_and_new_tokens_are_warned_of(base, caplog):
+def test_new_tokens_that_are_not_trained_are_warned_of(base, caplog):
     train(None, **base, freeze=["embeddings"])
     assert "'freeze' covers the embeddings" in caplog.text
+    train(None, **{**base, "output_dir": "plain"}, use_peft=True, lora_r=2, chat_template="plain")
+    train(None, **{**base, "output_dir": "more"}, adapter_name_or_path="plain")
+    assert "the adapter does not train the embeddings" in caplog.text
 
 
 def test_the_reference_repositorys_ids_need_a_named_template(base):
