@@ -16,12 +16,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from preftune.errors import ModelError
+
 
 @torch.no_grad()
 def embed_new_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Give the tokens `ids`, all above the old ones, their rows; rows that a model holds in reserve are used first."""
+    """Give the tokens `ids`, all above the old ones, their rows; rows that a model holds in reserve are used first.
+
+    Raises:
+        ModelError: the tokenizer had more tokens than the model embeds before it got these.
+    """
     if not ids:
         return
+    rows = model.get_input_embeddings().weight.shape[0]
+    if min(ids) > rows:
+        raise ModelError(
+            f"The tokenizer has {min(ids)} tokens without those that its chat template adds, but the model embeds "
+            f"{rows}. Set tokenizer_name_or_path to the model's own tokenizer."
+        )
     embed_rows(model, max(ids) + 1)
     for table in _tables(model):
         table[list(ids)] = table[: min(ids)].float().mean(dim=0).to(table.dtype)

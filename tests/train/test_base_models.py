@@ -158,6 +158,13 @@ def test_rows_that_a_model_holds_in_reserve_are_used_first():
         assert torch.allclose(table[10], table[:10].mean(dim=0))
 
 
+def test_a_tokenizer_of_another_model_is_refused_before_rows_are_added():
+    with pytest.raises(
+        ModelError, match="has 20 tokens without those that its chat template adds, but the model embeds 12"
+    ):
+        embed_new_tokens(small_model(rows=12), (20, 21))
+
+
 def test_new_tokens_that_are_not_trained_are_warned_of(base, caplog):
     train(None, **base, freeze=["embeddings"])
     assert "'freeze' covers the embeddings" in caplog.text
