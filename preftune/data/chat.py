@@ -36,6 +36,8 @@ PROBE_SYSTEM, PROBE_QUESTION, PROBE_ANSWER = "preftune rules", "preftune asks", 
 PROBE_TEXT = " Whitespace  and\n\n\t12345 naïve ﬁ ½ 用一句话 👩‍🔬 <|x|> [INST]</s> "
 # What Llama 3.2's template writes by itself when there is no clock.
 CONSTANT_DATE = "26 Jul 2024"
+NO_CLOCK = "{%- set strftime_now = preftune_has_no_clock -%}"
+STOPPED_CLOCK = "{%- macro strftime_now(format) -%}" + CONSTANT_DATE + "{%- endmacro -%}"
 
 
 @dataclass(frozen=True)
@@ -225,13 +227,18 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         template: str = tokenizer.get_chat_template()
     except ValueError as error:
         raise ModelError(f"the tokenizer's chat templates cannot be used ({_one_line(error)}). Give one.") from error
-    if "strftime_now" not in template:
+    return without_clock(template)
+
+
+def without_clock(template: str) -> str:
+    """The template without a clock: today's date would make tomorrow's prompts differ from those trained on.
+
+    One that asks whether there is a clock is told that there is none and takes its own default; one that does not ask
+    gets a constant.
+    """
+    if "strftime_now" not in template or template.startswith((NO_CLOCK, STOPPED_CLOCK)):
         return template
-    # Today's date would make tomorrow's prompts differ from those trained on. A template that asks whether there is a
-    # clock is told that there is none and takes its own default; one that does not ask gets a constant.
-    if "strftime_now is defined" in template:
-        return "{%- set strftime_now = preftune_has_no_clock -%}" + template
-    return "{%- macro strftime_now(format) -%}" + CONSTANT_DATE + "{%- endmacro -%}" + template
+    return (NO_CLOCK if "strftime_now is defined" in template else STOPPED_CLOCK) + template
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, template: str | None, turns: list[Turn], *, header: bool) -> str:

@@ -26,6 +26,7 @@ from preftune.data.names import (
     LESSER_QUESTIONS,
     LISTED_ANSWERS,
     MARGIN,
+    ONE_SCORE,
     PROMPTS,
     QUESTIONS,
     RANKS,
@@ -130,6 +131,7 @@ def recognise(rows: Sequence[Row], layout: Layout | str, columns: Columns | None
     names = _canonical_names(found, columns or {}, rows[0].origin)
     roles = _roles(rows, names, layout, found)
     _check_winner(rows, roles, columns or {})
+    _check_scores(rows, roles, columns or {})
     kinds = {role: _kind(rows, role, name) for role, name in roles.items()}
     return ColumnMapping(layout, roles, kinds, tuple(name for name in found if name not in roles.values()))
 
@@ -233,7 +235,8 @@ def _labelled_roles(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, 
 
 
 def _ranked_roles(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, str]:
-    scores = _pick(names, SCORES)
+    listed = [name for name in SCORES if name not in ONE_SCORE or isinstance(_value_of(rows, names, name), list)]
+    scores = _pick(names, listed)
     ranks = None if scores is not None else _pick(names, RANKS)
     roles = {"prompt": _pick(names, PROMPTS), "responses": _ranked_column(rows, names), "scores": scores}
     return _filled(names, {**roles, "ranks": ranks})
@@ -258,6 +261,10 @@ def _ranked_column(rows: Sequence[Row], names: Mapping[str, str]) -> str | None:
         return named
     listed = (names[option] for option in LISTED_ANSWERS if option in names)
     return next((name for name in listed if _holds_texts(_first_value(rows, name))), None)
+
+
+def _value_of(rows: Sequence[Row], names: Mapping[str, str], name: str) -> Any:
+    return _first_value(rows, names[name]) if name in names else None
 
 
 def _holds_texts(value: object) -> bool:
@@ -313,6 +320,24 @@ def _check_winner(rows: Sequence[Row], roles: Mapping[str, str], columns: Column
             f"better. Say it with columns: {{{column}: winner_index}} where 0 is the first, 1 the second and 2 a tie, "
             f"or columns: {{{column}: winner}} where 1 is the first, 2 the second and 0 a tie."
         )
+
+
+def _check_scores(rows: Sequence[Row], roles: Mapping[str, str], columns: Columns) -> None:
+    """Responses are taken as best first only where no column looks like their scores."""
+    responses = _first_value(rows, roles["responses"]) if "responses" in roles else None
+    if not isinstance(responses, list) or {"scores", "ranks"} & roles.keys():
+        return
+    for name in dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row.values):
+        value = _first_value(rows, name)
+        if columns.get(name, name) is None or not isinstance(value, list) or len(value) != len(responses):
+            continue
+        if all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
+            said = one_line(name)
+            raise DataError(
+                f"{rows[0].origin}: '{said}' holds a number for each of '{one_line(roles['responses'])}', and nothing "
+                f"says what they are. Say it with columns: {{{said}: scores}} where more is better, {{{said}: ranks}} "
+                f"where less is, or {{{said}: null}} where the order of the responses counts, best first."
+            )
 
 
 def _other_form(

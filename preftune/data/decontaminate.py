@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from preftune.data.names import QUESTIONS
 from preftune.errors import RecipeError
 from preftune.types import Example
 
+ASKED = (*QUESTIONS, "turns", "messages", "problem")  # turns: MT-Bench and Arena-Hard
 _WORD = re.compile(r"[㐀-鿿豈-﫿぀-ヿ가-힣]|[^\W_㐀-鿿豈-﫿぀-ヿ가-힣]+")
 
 
@@ -72,6 +75,15 @@ def drop_contaminated(examples: Sequence[Example], questions: Questions) -> tupl
     for example in examples:
         (kept if questions.find(example) is None else others).append(example)
     return kept, others
+
+
+def asked_in(values: Mapping[str, Any]) -> list[str]:
+    """The questions of a benchmark's row, which has no answers: a text, or turns as texts or messages."""
+    asked: Any = next((values[name] for name in ASKED if values.get(name)), [])
+    turns = [asked] if isinstance(asked, str | dict) else asked if isinstance(asked, list) else []
+    spoken = [turn for turn in turns if not isinstance(turn, dict) or turn.get("role", "user") == "user"]
+    texts = [turn.get("content") if isinstance(turn, dict) else turn for turn in spoken]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _words(text: str) -> list[str]:

@@ -29,7 +29,7 @@ from preftune.data.columns import ColumnMapping, Columns, recognise
 from preftune.data.labels import to_label
 from preftune.data.names import COMPARED, MARGIN
 from preftune.data.ranked import RankedPairs, read_ranked, to_pairs
-from preftune.data.reader import RowReader, read_answer, read_prompt, shared_history, to_answer
+from preftune.data.reader import ROLES, RowReader, read_answer, read_prompt, shared_history, to_answer
 from preftune.data.sources import Row, excerpt
 from preftune.data.winners import TIE, majority, verdict
 from preftune.errors import DataError, RecipeError
@@ -74,6 +74,7 @@ def to_examples(
     if on_bad_row not in get_args(OnBadRow):
         raise RecipeError(f"'on_bad_row' is {on_bad_row!r}; expected 'error' or 'skip'.")
     mapping = recognise(rows, layout, columns)
+    log.info("%s: read as %s", _where(rows), mapping)
     here = SkippedRows()
     read = _read_rows(rows, mapping, on_bad_row, here)
     if here.total:
@@ -142,9 +143,15 @@ def _pair(reader: RowReader) -> list[Example]:
 
 def _rejected(reader: RowReader) -> list[tuple[tuple[Message, ...], str]]:
     value, where = reader.value("rejected"), f"'{reader.name('rejected')}'"
-    if isinstance(value, list) and value and isinstance(value[0], str | list):
+    if isinstance(value, list) and value and (isinstance(value[0], str | list) or _are_answers(value)):
         return [to_answer(reader, item, f"{where} item {place}") for place, item in enumerate(value, 1)]
     return [read_answer(reader, "rejected")]
+
+
+def _are_answers(turns: Sequence[object]) -> bool:
+    """Whether they are several messages of the assistant, which is no conversation."""
+    roles = [turn.get("role", turn.get("from")) if isinstance(turn, dict) else None for turn in turns]
+    return len(turns) > 1 and all(isinstance(role, str) and ROLES.get(role) == "assistant" for role in roles)
 
 
 def _compared(reader: RowReader) -> list[Example]:

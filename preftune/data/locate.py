@@ -97,6 +97,8 @@ def locate(source: Source, catalog: Catalog) -> list[Place]:
             f"'{source.name}={source.path}': no data set of the catalogue is called '{source.name}'"
             f"{catalog.nearest(source.name)}. Correct it, or name the path alone."
         )
+    if entry is None and source.subsets and source.path is not None and not source.path.is_dir():
+        raise RecipeError(f"'{source.name}' is one file and has no subset '{source.subsets[0]}'. Leave it out.")
     subsets = _subsets(source, entry, implied)
     path = source.path or (_local_copy(source, entry) if entry and source.registry != "HF" else None)
     if path is not None:

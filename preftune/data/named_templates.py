@@ -7,6 +7,7 @@
     qwen3           with thoughts                    zephyr, phi3
     plain           no template: contents joined by a blank line, the answer right after them
 
+A tokenizer without a template is trained with BASE_TEMPLATE unless another is named (`preftune.train.tokenizer`).
 Written from the published formats, for system, user and assistant turns; departures: no date, and a system text only
 where one is given. A conversation with tools needs the tokenizer's own template.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN = "plain"
+BASE_TEMPLATE = "chatml"
 _SETTINGS = "{# preftune: chat_template_kwargs #}", "{# preftune: end #}"
 
 
@@ -113,21 +115,24 @@ def set_chat_template(
 def missing_markers(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
     """The markers of a named template that are not tokens of this tokenizer; they are encoded as ordinary text.
 
-    That is harmless: the vocabulary and the embeddings stay as they are, a turn's end is visible text and EOS.
+    So it works too: the vocabulary and the embeddings stay as they are, a turn's end is visible text and EOS.
     """
     template = TEMPLATES.get(name)
     known = set(map(str, tokenizer.added_tokens_decoder.values()))
     return [marker for marker in (template.markers if template else ()) if marker not in known]
 
 
-def add_markers(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """Make the markers of a named template special tokens; how many were added.
+def add_markers(tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, ...]:
+    """Make the markers of a named template special tokens; the ids of those that were added.
 
-    The model's embeddings must then have `len(tokenizer)` rows, and the new rows must be trained: under LoRA, name the
-    embeddings and the head in `lora_modules_to_save`.
+    The model must then embed them, and their rows must be trained (`preftune.model.new_tokens`).
     """
     missing = missing_markers(tokenizer, name)
-    return int(tokenizer.add_tokens(missing, special_tokens=True)) if missing else 0
+    if not missing:
+        return ()
+    tokenizer.add_tokens(missing, special_tokens=True)
+    vocabulary = tokenizer.get_vocab()
+    return tuple(vocabulary[marker] for marker in missing)
 
 
 def _checked(name: str) -> str:

@@ -8,7 +8,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 QUESTIONS = ("prompt", "query", "question", "instruction")
 LESSER_QUESTIONS = ("context", "problem", "input")  # where nothing better is there
 PROMPTS = (*QUESTIONS, *CONVERSATIONS, *LESSER_QUESTIONS)
-CHOSEN = ("chosen", "response", "chosen_response", "chosen_messages", "chosen.text", "response_j")
+CHOSEN = ("chosen", "response", "chosen_response", "chosen_messages", "chosen.text", "response_j", "response_chosen")
 REJECTED = (
     "rejected",
     "rejected_response",
@@ -16,6 +16,7 @@ REJECTED = (
     "rejected_messages",
     "rejected.text",
     "response_k",
+    "response_rejected",
 )  # fmt: skip
 ANSWERS = ("response", "completion", "output", "answer", "chosen", *CHOSEN[2:])
 RESPONSES = ("responses", "completions", "outputs", "answers", "all_generated_responses", "generations")
@@ -23,7 +24,8 @@ COMPARED = ("answer_1", "answer_2")  # two answers that a winner decides between
 LISTED_ANSWERS = ("output", "answer")  # these hold ranked responses where they hold lists of texts
 LABELS = ("label", "kto_tag", "desirable")
 TAG = "tag"  # a label where it holds labels
-SCORES = ("scores", "rewards", "all_rm_scores", "ratings")
+SCORES = ("scores", "rewards", "all_rm_scores", "ratings", "rating", "score", "reward")
+ONE_SCORE = ("rating", "score", "reward")  # scores of responses where they hold lists
 RANKS = ("ranks", "rank")
 CHOSEN_SCORES = ("chosen_score", "score_chosen", "chosen_rating", "chosen-rating")
 REJECTED_SCORES = ("rejected_score", "score_rejected", "rejected_rating", "rejected-rating")

@@ -18,8 +18,8 @@ from preftune.data.sources import excerpt
 from preftune.types import Example
 
 RankedPairs = Literal["best_worst", "all"]
-RESPONSE_KEYS = ("response", "answer", "completion", "output", "text")
-SCORE_KEYS = ("overall_score", "score")
+RESPONSE_KEYS = ("response", "answer", "completion", "output", "text", "content", "messages")
+SCORE_KEYS = ("overall_score", "score", "rating", "reward")
 RANK_KEYS = ("rank",)
 REMEDY = "Write one number a response, or delete the row"
 
@@ -87,7 +87,19 @@ def _scores(reader: RowReader, items: Sequence[object]) -> tuple[float, ...]:
         if any(value is not None for value in values):
             where = f"the {' or '.join(keys)} of '{reader.name('responses')}' item"
             return _numbers(reader, values, where, sign)
+    _check_unscored(reader, items)
     return ()
+
+
+def _check_unscored(reader: RowReader, items: Sequence[object]) -> None:
+    """Objects that hold a number under another name are not taken as best first."""
+    for item in items:
+        keys = item if isinstance(item, dict) and not {"role", "from"} & item.keys() else {}
+        name = next((key for key, value in keys.items() if isinstance(value, int | float)), None)
+        if name is not None:
+            known = f"{', '.join(SCORE_KEYS)} (more is better) or {', '.join(RANK_KEYS)} (less is better)"
+            sentence = f"'{reader.name('responses')}' has '{name}' for its responses, expected {known}"
+            raise reader.wrong(Problem.WRONG_NUMBER, sentence, "Rename it, or write texts alone, best first")
 
 
 def _first(item: object, keys: Sequence[str]) -> object:

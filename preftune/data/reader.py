@@ -234,7 +234,9 @@ def _instructed(reader: RowReader) -> tuple[Message, ...]:
 def _checked_duplicate(
     reader: RowReader, prompt: tuple[Message, ...], history: tuple[Message, ...]
 ) -> tuple[Message, ...]:
-    """The answers' history, once the prompt column is seen to repeat its beginning or one of its user turns."""
+    """The answers' history, once the prompt column is seen to repeat its beginning or one of its user turns, or both
+    where the history goes on with the assistant's turn.
+    """
     if prompt == history[: len(prompt)]:
         return history
     system, asked = _without_system(prompt)
@@ -244,6 +246,8 @@ def _checked_duplicate(
     questions = {turn.content.strip() for turn in spoken if turn.role == "user"}
     if len(prompt) == 1 and prompt[0].content.strip() in questions:
         return history
+    if history[0].role == "assistant" and prompt[-1].role == "user":
+        return prompt + history  # answers of several turns go on where the prompt ends
     raise _different_prompts(reader, prompt, history)
 
 

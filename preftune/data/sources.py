@@ -30,6 +30,8 @@ STDIN = "-"
 VALIDATION_NAMES = frozenset({"validation", "valid", "val", "dev", "eval"})
 SPLIT_NAMES = VALIDATION_NAMES | {"train", "test"}
 
+LONGEST_NAME = 80  # what an error message shows of a column's name
+
 Record = tuple[int, dict[str, Any]]
 
 
@@ -375,8 +377,8 @@ def describe(value: object) -> str:
 
 
 def name_list(names: Iterable[object]) -> str:
-    """Names of columns or keys for an error message: on one line, the first 20."""
-    shown = [one_line(str(name)) for name in names]
+    """Names of columns or keys for an error message: on one line, the first 20, none at any length."""
+    shown = [one_line(str(name)[:LONGEST_NAME]) for name in names]
     return ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "") or "none"
 
 

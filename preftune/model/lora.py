@@ -22,15 +22,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftune.errors import MissingExtraError, ModelError, RecipeError
+from preftune.model.new_tokens import embed_rows, modules_of_tokens
 
 logger = logging.getLogger(__name__)
 # PEFT imports bitsandbytes where it is installed, which warns on every CPU of kernels that are not used here
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# nothing to do about: embeddings that have grown are trained whole, and so are saved in any case
+warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
 try:
     from peft import (
         LoraConfig,
@@ -160,10 +163,11 @@ def load_adapter(model: PreTrainedModel, path: str, revision: str = "main") -> P
     if trained_on and base and not _same_place(trained_on, base):
         logger.warning("The adapter in '%s' was trained on '%s' and goes on '%s' now.", path, trained_on, base)
     config.base_model_name_or_path = base or None
-    adapted = _attach(model, config, f"The adapter in '{path}'")
     misfit = f"The adapter in '{path}' does not fit {type(model).__name__}"
     try:
         state = load_peft_weights(_place(path), device="cpu", revision=revision)
+        _embed_as_saved(model, state)
+        adapted = _attach(model, config, f"The adapter in '{path}'")
         if new_head:
             own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
             state |= {key: value for key, value in own.items() if f".{_SCORE}." in key}
@@ -212,6 +216,14 @@ def save_plain_lora(model: PeftModel, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous() for name, t in state.items()}, folder / _FILE, metadata={"format": "pt"})
     config.save_pretrained(folder)
+
+
+def _embed_as_saved(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Rows for tokens that the adapter was trained with beside its base model's: it holds the embeddings whole."""
+    for name in modules_of_tokens(model):
+        for key, saved in state.items():
+            if key.endswith(f".{name}.weight") and saved.ndim == 2:
+                embed_rows(model, saved.shape[0])
 
 
 # --- which layers

@@ -41,6 +41,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "bnb_4bit_quant_type",
         "chat_template",
         "chat_template_kwargs",
+        "add_template_tokens",
     ),
     "adapter": (
         "use_peft",
@@ -105,8 +106,11 @@ class Recipe:
         freeze: parts that are not trained: embeddings, head, norm, layers.0-7, or the beginning of parameter names.
         load_in_4bit, load_in_8bit: hold the base model quantised under an adapter (QLoRA).
         bnb_4bit_quant_type: nf4 or fp4.
-        chat_template: instead of the tokenizer's own: a name (chatml, llama3, ...), Jinja text, or a file with it.
+        chat_template: instead of the tokenizer's own: a name (chatml, llama3, ...), Jinja text, or a file with it; a
+            tokenizer without one gets chatml (none at all: plain).
         chat_template_kwargs: settings of the template, such as {enable_thinking: false}; saved with the tokenizer.
+        add_template_tokens: a named template's markers (<|im_start|>) become tokens where they are none, as in a base
+            model, which gets rows for them; false: they are ordinary text.
         use_peft: train a LoRA adapter instead of the model.
         adapter_name_or_path: start from this adapter; it is the reference too, as it was.
         lora_r, lora_alpha, lora_dropout: rank, scale (over rank) and dropout of a new adapter; disable_dropout
@@ -171,6 +175,7 @@ class Recipe:
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_template_tokens: bool = True
     use_peft: bool = False
     adapter_name_or_path: str | None = None
     lora_r: int = 16

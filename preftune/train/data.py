@@ -11,11 +11,12 @@ from typing import Any
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from preftune.data import TokenizationReport, class_balance, load_preferences, tokenize_examples
-from preftune.data.decontaminate import Questions
-from preftune.errors import RecipeError
+from preftune.data import TokenizationReport, class_balance, load_preferences, load_rows, tokenize_examples
+from preftune.data.decontaminate import Questions, asked_in
+from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
+from preftune.train.tokenizer import check_prompts
 from preftune.types import Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,10 @@ def load_groups(
     if objective.layout == Layout.UNPAIRED and split == "train":
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
+    if split == "train" and recipe.tokenization == "preftune":
+        check_prompts(examples, tokenizer)
     with Progress(transient=True, disable=len(examples) < MANY or not sys.stderr.isatty()) as bar:
-        return tokenize_examples(
+        groups, report = tokenize_examples(
             examples,
             tokenizer,
             max_length=recipe.max_length,
@@ -65,6 +68,13 @@ def load_groups(
             cache=recipe.tokens_cache,
             progress=_shown(bar, len(examples)),
         )
+    if not groups:
+        reasons = "; ".join(f"{len(rows)} {reason}" for reason, rows in report.dropped.items())
+        raise DataError(
+            f"{examples[0].origin}: this is the first of {len(examples)} rows, which are all left out "
+            f"({reasons}). Raise max_length, or choose another truncation."
+        )
+    return groups, report
 
 
 def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:
@@ -73,7 +83,7 @@ def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:
 
 
 def _questions(files: str | Sequence[str] | None) -> Questions | None:
-    """A question a line, or the prompts of a data file."""
+    """A question a line, or the questions of a data file."""
     if files is None:
         return None
     texts: list[str] = []
@@ -84,6 +94,18 @@ def _questions(files: str | Sequence[str] | None) -> Questions | None:
                 raise RecipeError(f"'decontaminate': there is no file '{name}'.")
             texts += path.read_text(encoding="utf-8").splitlines()
         else:
-            examples = load_preferences(name, layout=Layout.SINGLE, on_bad_row="skip")
-            texts += [message.content for example in examples for message in example.prompt if message.role == "user"]
+            texts += _asked(name)
     return Questions(texts)
+
+
+def _asked(name: str) -> list[str]:
+    """The questions of a data file: the user's turns where its rows have answers, else its column of questions."""
+    try:
+        examples = load_preferences(name, layout=Layout.SINGLE, on_bad_row="skip")
+    except DataError:
+        path = Path(name).expanduser()
+        texts = [text for row in load_rows(path) for text in asked_in(row.values)] if path.exists() else []
+        if not texts:
+            raise
+        return texts
+    return [message.content for example in examples for message in example.prompt if message.role == "user"]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.data.chat import read_chat_format
 from preftune.errors import ModelError
 from preftune.model.freeze import check_trainable, freeze, trainable_summary
 from preftune.model.heads import load_reward_model, set_pad_token
 from preftune.model.load import load_model
+from preftune.model.new_tokens import embed_new_tokens, modules_of_tokens
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
-def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_trained_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[int] = ()
+) -> PreTrainedModel:
     """The model that `recipe` trains: its weights, a new or a given adapter, frozen parts, a value head for rewards.
 
-    `tokenizer` gets a padding token that a reward model can be read with.
+    `tokenizer` gets a padding token that a reward model can be read with; `new_tokens` of it get rows that are trained.
 
     Raises:
         ModelError: it cannot be loaded, or what the recipe asks of it cannot be done; one line.
@@ -42,6 +47,9 @@ def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pr
         model = _load(recipe)
     if model.dtype == torch.float16 and not getattr(model, "is_quantized", False):
         model.float()  # saved so and loaded with torch_dtype: auto; it needs loss scaling to train
+    embed_new_tokens(model, new_tokens)
+    if not scores:
+        _end_turns(model, tokenizer)
     if recipe.adapter_name_or_path is not None:
         from preftune.model.lora import load_adapter
 
@@ -54,7 +62,7 @@ def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pr
             alpha=recipe.lora_alpha,
             dropout=recipe.lora_dropout,
             target_modules=recipe.lora_target_modules,
-            modules_to_save=recipe.lora_modules_to_save,
+            modules_to_save=_whole_modules(model, recipe, new_tokens),
             rslora=recipe.use_rslora,
             dora=recipe.use_dora,
             init=recipe.lora_init,
@@ -62,18 +70,53 @@ def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pr
         model = add_adapter(model, settings, task="SEQ_CLS" if scores else "CAUSAL_LM")
     if recipe.freeze:
         freeze(model, recipe.freeze)
+    if new_tokens and not any(weight.requires_grad for weight in model.get_input_embeddings().parameters()):
+        said = "'freeze' covers" if recipe.freeze else "the adapter does not train"
+        logger.warning(
+            "The template's new tokens keep the rows they start with: %s the embeddings. Choose another chat_template, "
+            "or set add_template_tokens: false.",
+            said,
+        )
     check_trainable(model)
     if recipe.freeze or recipe.trains_adapter:
         logger.info("Model: %s.", trainable_summary(model))
     return model
 
 
-def load_reference_model(recipe: Recipe) -> PreTrainedModel | None:
-    """The reference that a recipe names; None where it names none, and the model at the start is the reference."""
+def load_reference_model(recipe: Recipe, new_tokens: Sequence[int] = ()) -> PreTrainedModel | None:
+    """The reference that a recipe names; None where it names none, and the model at the start is the reference.
+
+    Where it does not embed `new_tokens`, it gets rows for them as the trained model did.
+    """
     if recipe.reference_model_name_or_path is None:
         return None
     loading = {**_loading(recipe), "revision": recipe.reference_model_revision}
-    return load_model(recipe.reference_model_name_or_path, **loading)
+    reference = load_model(recipe.reference_model_name_or_path, **loading)
+    if new_tokens and reference.config.get_text_config().vocab_size <= max(new_tokens):
+        embed_new_tokens(reference, new_tokens)
+    return reference
+
+
+def _end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whoever loads the saved model stops where responses ended in training."""
+    end, config = read_chat_format(tokenizer).end_id, model.generation_config
+    if config is None:
+        return
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if end not in known:
+        config.eos_token_id = [end, *(other for other in known if other is not None)]
+
+
+def _whole_modules(model: PreTrainedModel, recipe: Recipe, new_tokens: Sequence[int]) -> list[str] | None:
+    """What is trained whole beside a new adapter: what was asked for, and the rows of new tokens."""
+    asked = list(recipe.lora_modules_to_save or ())
+    if not new_tokens:
+        return asked or None
+    paths = modules_of_tokens(model)
+    more = [path for path in paths if not any(path == name or path.endswith(f".{name}") for name in asked)]
+    if more:
+        logger.info("%s are trained whole beside the adapter: new tokens have rows there.", ", ".join(more))
+    return [*asked, *more]
 
 
 def _load(recipe: Recipe) -> PreTrainedModel:

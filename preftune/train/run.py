@@ -24,7 +24,6 @@ from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
 from preftune.errors import ModelError, RecipeError
 from preftune.model.heads import save_value_head
-from preftune.model.load import load_tokenizer
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
@@ -34,6 +33,7 @@ from preftune.train.data import load_groups
 from preftune.train.models import load_reference_model, load_trained_model
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
+from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trainer import PreferenceTrainer
 from preftune.types import TokenizedGroup
 
@@ -55,21 +55,15 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     """
     started = time.perf_counter()
     quiet_transformers()
-    tokenizer = load_tokenizer(
-        recipe.tokenizer_name_or_path or recipe.model_name_or_path,
-        revision=recipe.model_revision,
-        trust_remote_code=recipe.trust_remote_code,
-        chat_template=recipe.chat_template,
-        chat_template_kwargs=recipe.chat_template_kwargs,
-    )
+    tokenizer, new_tokens = load_run_tokenizer(recipe)
     groups, report = load_groups(recipe, tokenizer, recipe.dataset, "train")
     held_out = None
     if recipe.evaluates:
         held_out, _ = load_groups(recipe, tokenizer, recipe.eval_dataset or recipe.dataset, "test")
     args = build_arguments(recipe)
     set_seed(args.seed)
-    model = load_trained_model(recipe, tokenizer)
-    reference = load_reference_model(recipe)
+    model = load_trained_model(recipe, tokenizer, new_tokens)
+    reference = load_reference_model(recipe, new_tokens)
     rows = groups + (held_out or [])
     _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
     if reference is not None:

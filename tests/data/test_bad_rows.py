@@ -9,6 +9,7 @@ import json
 import pytest
 
 from preftune.data import load_preferences
+from preftune.data.bad_rows import SkippedRows
 from preftune.errors import DataError
 
 GOOD = {"prompt": "q", "chosen": "good", "rejected": "bad"}
@@ -158,7 +159,7 @@ LAYOUT_ROWS = {
     "a response of two scores": ("ranked", RANKED, {"responses": ["a", "b", "a"]}, "items 1 and 3 of 'responses' are the same response (\"a\") with scores 3 and 1", "Delete one of them"),
     "a response at two ranks": ("ranked", ORDERED, {"output": ["a", "b", "b"]}, "items 2 and 3 of 'output' are the same response (\"b\") at two ranks", "Delete one of them"),
     "object without response": ("ranked", OBJECTS, {"completions": [{"response": "a"}, {"words": "b"}]}, "'completions' item 2 message 1 has no 'role' or 'from' (found: words)", "delete the row"),
-    "object without score": ("ranked", OBJECTS, {"completions": [{"response": "a", "score": 1}, {"response": "b"}]}, "the overall_score or score of 'completions' item 2 is null, expected a finite number", "Write one number"),
+    "object without score": ("ranked", OBJECTS, {"completions": [{"response": "a", "score": 1}, {"response": "b"}]}, "the overall_score or score or rating or reward of 'completions' item 2 is null, expected a finite number", "Write one number"),
     "object with equal ranks": ("ranked", OBJECTS, {"completions": [{"response": "a", "rank": 1}, {"response": "b", "rank": 1}]}, "all 2 responses have the same rank (1)", "delete the row"),
     "ranked row in a file read as pairs": ("paired", RANKED, {"scores": [1, 1, 1]}, "all 3 responses have the same score", "delete the row"),
     "negative margin": ("paired", MARGIN, {"margin": -1}, "'margin' is a number (-1), expected a number of at least 0", "columns: {margin: null}"),
@@ -281,9 +282,17 @@ def test_a_folder_without_data_says_what_it_looked_for(tmp_path):
     assert "holds no data files. Expected files ending in .jsonl" in refusal(tmp_path)
 
 
-def test_one_bad_row_among_many_is_found(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(lines(*[GOOD] * 20_000, row(chosen=""), *[GOOD] * 20_000))
-    assert "row 20001: " in refusal(tmp_path / "x.jsonl")
+def test_one_bad_row_among_a_hundred_thousand_is_found_or_counted(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(lines(GOOD) * 60_000 + lines(row(chosen="")) + lines(GOOD) * 39_999)
+    assert "row 60001: " in refusal(tmp_path / "x.jsonl")
+    skipped = SkippedRows()
+    assert len(load_preferences(tmp_path / "x.jsonl", on_bad_row="skip", skipped=skipped)) == 99_999
+    assert str(skipped).startswith("1 of 100000 rows skipped: empty answer 1 (")
+
+
+def test_a_long_name_does_not_fill_the_message(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(lines({"prompt": "q", "x" * 1_000_000: "a"}))
+    assert len(refusal(tmp_path / "x.jsonl")) < 500 + len(str(tmp_path))
 
 
 def test_text_that_is_not_utf8_inside_parquet_is_refused(tmp_path):

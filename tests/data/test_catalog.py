@@ -68,6 +68,17 @@ PUBLISHED = {
     "stack-exchange-paired": {
         "qid": 1, "question": QUESTION, "date": "d", "metadata": [], "response_j": GOOD, "response_k": POOR,
     },
+    "auto-j": {"scenario": "x", "label": 0, "prompt": QUESTION, "response 1": GOOD, "response 2": POOR},
+    "pandalm": {
+        "instruction": QUESTION, "input": "", "response1": POOR, "response2": GOOD, "annotator1": 2, "annotator2": 0,
+        "annotator3": 2,
+    },
+    "princeton-nlp/LLMBar": {"input": QUESTION, "output_1": POOR, "output_2": GOOD, "label": 2},
+    "alpaca_eval": {
+        "instruction": QUESTION, "output_1": POOR, "generator_1": "m", "output_2": GOOD, "preference": 1.9,
+    },
+    "oasst-zh": {"instruction": QUESTION, "input": "", "output": [GOOD, POOR], "history": []},
+    "qwen3_emoji_dpo": {"prompt": [USER], "chosen": [SAID_GOOD], "rejected": [SAID_POOR]},
 }  # fmt: skip
 
 
@@ -88,7 +99,7 @@ def test_a_published_set_is_read_with_its_meaning_from_a_local_copy(tmp_path, na
     entry, _ = load_catalog().find(name)
     (example,) = load_preferences(f"{name}={path}", layout=entry.layout)
     assert [message.content for message in example.prompt] == [QUESTION]
-    assert example.responses == ((GOOD, POOR) if entry.layout is Layout.PAIRED else (GOOD,))
+    assert example.responses == ((GOOD, POOR) if entry.layout in (Layout.PAIRED, Layout.RANKED) else (GOOD,))
     assert example.scores == {"ultrafeedback-kto": (1.0,)}.get(name, example.scores)
 
 
@@ -325,5 +336,7 @@ def test_real_rows_are_read_under_a_published_name(data_folder, name):
 
 def test_real_rows_are_found_below_the_data_root(data_folder, monkeypatch):
     monkeypatch.setenv("PREFTUNE_DATA_ROOT", str(data_folder / "preferences"))
+    read = {name: len(load_preferences(name)) for name in ("autoj", "pandalm", "llmbar", "alpaca_eval", "oasst-zh")}
+    assert read == {"autoj": 674, "pandalm": 508, "llmbar": 269, "alpaca_eval": 1538, "oasst-zh": 515}
     assert len(load_preferences("hh-rlhf-harmless-base")) == 1510
     assert len(load_preferences("hh-rlhf-harmless-base", split="test")) > 225  # of 232: the copy's split is called eval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -116,6 +117,13 @@ PAIRS = {
         "conversations": [{"from": "prompter", "value": "q"}],
         "chosen": "good",
         "rejected": "bad",
+    },
+    "response_chosen": {
+        "system": "",
+        "history": [],
+        "question": "q",
+        "response_chosen": "good",
+        "response_rejected": "bad",
     },
     "one rejected answer in a list": {"prompt": "q", "chosen": "good", "rejected": ["bad"]},
     "output_2 is better": {"input": "q", "output_1": "bad", "output_2": "good", "label": 2},
@@ -239,6 +247,12 @@ def test_the_mapping_can_be_printed():
     assert mapping.to_dict()["columns"] == {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
 
 
+def test_the_log_says_what_was_understood(caplog):
+    caplog.set_level(logging.INFO, "preftune")
+    to_examples(rows({"question": "q", "chosen": "a", "rejected": "b"}), "paired")
+    assert "x.jsonl[train]: read as paired: prompt = 'question' (text), chosen = 'chosen' (text)" in caplog.text
+
+
 # --- transcripts
 
 
@@ -283,6 +297,27 @@ def test_several_rejected_answers_are_several_pairs(layout):
     examples = to_examples(rows(SEVERAL, PAIRS["text"]), layout)
     assert [example.responses for example in examples] == [("good", "bad"), ("good", "worse"), ("good", "bad")]
     assert [example.origin.row for example in examples] == [1, 1, 2]
+
+
+def test_several_rejected_messages_are_several_pairs():
+    value = {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": [{"from": "gpt", "value": "bad"}, {"from": "gpt", "value": "worse"}],
+    }
+    assert [e.responses for e in to_examples(rows(value), "paired")] == [("good", "bad"), ("good", "worse")]
+
+
+def test_answers_of_several_turns_go_on_where_the_prompt_ends():
+    more = [turn("assistant", "a"), turn("user", "r")]
+    value = {
+        "prompt": [turn("user", "q")],
+        "chosen": [*more, turn("assistant", "good")],
+        "rejected": [*more, turn("assistant", "bad")],
+    }
+    (example,) = to_examples(rows(value), "paired")
+    assert [message.content for message in example.prompt] == ["q", "a", "r"]
+    assert example.responses == ("good", "bad")
 
 
 def test_several_rejected_conversations_share_their_history_with_the_chosen_one():

@@ -265,6 +265,11 @@ def test_the_log_says_what_was_read(two, caplog):
     assert "there are only 10 rows for a fraction of 3, so rows are read more than once" in text
 
 
+def test_a_file_has_no_subsets(two):
+    with pytest.raises(RecipeError, match="is one file and has no subset 'easy'"):
+        load_preferences(f"{two[0]}:easy#2")
+
+
 WRONG = {
     "nothing": ([], {}, "'dataset' is empty"),
     "a number": (3, {}, r"'dataset' is a number \(3\)"),

@@ -219,9 +219,9 @@ def test_markers_of_a_base_model_are_text_until_they_are_added(real_tokenizer, e
     as_text = tokenize_examples([example("q", "good")], tokenizer)[0][0]
     assert max(as_text.prompt_ids + as_text.response_ids[0]) < 50257
     assert texts(tokenizer, example) == (CHATML[0], ["good<|im_end|><|endoftext|>"])
-    assert add_markers(tokenizer, "chatml") == 2
+    assert add_markers(tokenizer, "chatml") == (50257, 50258)
     assert missing_markers(tokenizer, "chatml") == []
-    assert add_markers(tokenizer, "chatml") == 0
+    assert add_markers(tokenizer, "chatml") == ()
     as_tokens = tokenize_examples([example("q", "good")], tokenizer)[0][0]
     assert (as_tokens.prompt_ids[0], as_tokens.response_ids[0][-1], len(tokenizer)) == (50257, 50258, 50259)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.data import Row, recognise, to_examples
+from preftune.errors import DataError
 from preftune.types import Message, Origin
 
 PROMPT = (Message("user", "q"),)
@@ -61,6 +62,17 @@ SCORED = {
         "prompt": "q",
         "completions": [{"response": text, "score": s} for text, s in zip(TEXTS, [2, 3, 1], strict=True)],
     },
+    "objects with content and rating": {
+        "prompt": "q",
+        "responses": [{"content": text, "rating": s} for text, s in zip(TEXTS, [2, 3, 1], strict=True)],
+    },
+    "objects with messages": {
+        "prompt": [turn("user", "q")],
+        "completions": [
+            {"messages": [turn("assistant", text)], "reward": s} for text, s in zip(TEXTS, [2, 3, 1], strict=True)
+        ],
+    },
+    "generations and rating": {"input": "q", "generations": TEXTS, "rating": [2, 3, 1]},
     "messages with score": {
         "prompt": "q",
         "responses": [turn("assistant", t) | {"score": s} for t, s in zip(TEXTS, [2, 3, 1], strict=True)],
@@ -88,6 +100,20 @@ def test_the_lowest_rank_is_best_and_the_score_is_minus_the_rank(name):
 @pytest.mark.parametrize("column", ["output", "answer", "responses"])
 def test_without_scores_the_list_is_best_first(column):
     assert one({"instruction": "q", column: TEXTS}) == (("b", "a", "c"), ())
+
+
+def test_numbers_that_nobody_named_are_not_taken_for_the_order():
+    value = {"prompt": "q", "responses": TEXTS, "quality": [2, 3, 1]}
+    with pytest.raises(
+        DataError, match=r"'quality' holds a number for each of 'responses'.*columns: \{quality: scores\}"
+    ):
+        one(value)
+    assert one(value, columns={"quality": "scores"}) == (("a", "b", "c"), (3.0, 2.0, 1.0))
+    assert one(value, columns={"quality": "ranks"})[0] == ("c", "b", "a")
+    assert one(value, columns={"quality": None}) == (tuple(TEXTS), ())
+    objects = [{"text": text, "quality": number} for number, text in enumerate(TEXTS)]
+    with pytest.raises(DataError, match="'responses' has 'quality' for its responses, expected overall_score, score"):
+        one({"prompt": "q", "responses": objects})
 
 
 def test_a_column_of_scores_counts_before_ranks_and_before_the_scores_of_the_objects():
@@ -134,7 +160,7 @@ def test_the_log_says_once_how_many_pairs_became_of_how_many_rows(caplog, ranked
         examples = to_examples(values, "paired", ranked_pairs=ranked_pairs)
     assert [example.origin.row for example in examples] == [1] * (count - 1) + [2]
     said = f"x.jsonl[train]: 2 ranked rows with 5 responses become {count} pairs (ranked_pairs: {ranked_pairs})"
-    assert caplog.messages == [said]
+    assert caplog.messages[1:] == [said]
 
 
 def test_single_takes_the_best_response():

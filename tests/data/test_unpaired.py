@@ -90,7 +90,7 @@ def test_a_pair_becomes_two_rows_with_its_origin_and_the_log_counts_them(caplog)
         for response, scores in (("good", (1.0,)), ("bad", (0.0,)))
     ]
     assert examples == expected
-    assert caplog.messages == ["x.jsonl[train]: 2 pairs become 4 rows: chosen desirable, rejected undesirable"]
+    assert caplog.messages[1:] == ["x.jsonl[train]: 2 pairs become 4 rows: chosen desirable, rejected undesirable"]
 
 
 def test_the_scores_of_a_pair_that_is_split_are_not_looked_at():

@@ -152,6 +152,7 @@ SCHEMA_VALUES = {
     "bnb_4bit_quant_type": "fp4",
     "chat_template": "x\ny",
     "chat_template_kwargs": {"enable_thinking": False},
+    "add_template_tokens": False,
     "use_peft": True,
     "adapter_name_or_path": "a",
     "lora_r": 4,

@@ -129,6 +129,39 @@ def test_training_prompts_are_generation_prompts(work, model_folder):
         assert group.prompt_ids.count(tokenizer.bos_token_id) == 1
 
 
+@pytest.mark.parametrize("more", [{"max_length": 3, "truncation": "drop"}, {"decontaminate": "pairs.jsonl"}], ids=str)
+def test_a_run_without_a_row_left_is_refused_with_the_reasons(work, more):
+    with pytest.raises(
+        DataError, match=r"pairs.jsonl\[train\] row 1: .* of 16 rows, which are all left out \(16 "
+    ) as refused:
+        train(None, **work, **more)
+    assert "\n" not in str(refused.value)
+
+
+ASKED = ("What is 1 plus 2?", "What is 3 plus 3?")
+BENCHMARKS = {
+    "a question a line": ("x.txt", "\n".join(ASKED)),
+    "prompts": ("x.json", json.dumps([{"uid": 1, "prompt": question} for question in ASKED])),
+    "turns": ("x.json", json.dumps([{"question_id": 81, "turns": ASKED, "reference": ["3"]}])),
+    "turns as objects": ("x.json", json.dumps([{"turns": [{"content": question} for question in ASKED]}])),
+    "answered": ("x.json", json.dumps([{"query": question, "response": "3"} for question in ASKED])),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_questions_of_a_benchmark_are_left_out_however_they_are_written(work, name):
+    from preftune.recipe import load_recipe
+    from preftune.train.run import load_groups
+
+    file, content = BENCHMARKS[name]
+    Path(file).write_text(content)
+    tokenizer = AutoTokenizer.from_pretrained(work["model_name_or_path"])
+    recipe = load_recipe(None, {**work, "decontaminate": file})
+    groups, report = load_groups(recipe, tokenizer, "pairs.jsonl", "train")
+    assert [len(rows) for rows in report.dropped.values()] == [2]
+    assert len(groups) == 14
+
+
 BAD_ROWS = {
     "missing column": ({"prompt": "a", "chosen": "b"}, "rejected"),
     "empty response": ({"prompt": "a", "chosen": "", "rejected": "c"}, "row 17"),
