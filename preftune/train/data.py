@@ -12,11 +12,13 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data import TokenizationReport, class_balance, load_preferences, tokenize_examples
+from preftune.data.bad_rows import SkippedRows
+from preftune.data.columns import ColumnMapping
 from preftune.data.decontaminate import Questions
-from preftune.errors import RecipeError
+from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
-from preftune.types import Layout, TokenizedGroup
+from preftune.types import Example, Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 MANY = 2000  # rows from which a bar is shown
@@ -30,6 +32,22 @@ def load_groups(
     Raises:
         PreftuneError: the data or a setting of it is wrong.
     """
+    return tokenize_for(recipe, tokenizer, load_examples(recipe, dataset, split))
+
+
+def load_examples(
+    recipe: Recipe,
+    dataset: str | Sequence[str] | Mapping[str, Any],
+    split: str,
+    *,
+    skipped: SkippedRows | None = None,
+    mappings: dict[str, ColumnMapping] | None = None,
+) -> list[Example]:
+    """The examples of a recipe's dataset; `skipped` and `mappings` as for `load_preferences`.
+
+    Raises:
+        PreftuneError: the data or a setting of it is wrong.
+    """
     objective = recipe.build_objective()
     own_set = split == "test" and recipe.eval_dataset is not None  # its splits are its own affair
     examples = load_preferences(
@@ -39,6 +57,8 @@ def load_groups(
         columns=recipe.columns,
         ranked_pairs=recipe.ranked_pairs,
         on_bad_row=recipe.on_bad_row,
+        skipped=skipped,
+        mappings=mappings,
         splits=None if own_set else recipe.dataset_splits,
         configs=None if own_set else recipe.dataset_configs,
         mixer_order=recipe.mixer_order,
@@ -49,8 +69,19 @@ def load_groups(
     if objective.layout == Layout.UNPAIRED and split == "train":
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
+    return examples
+
+
+def tokenize_for(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> tuple[list[TokenizedGroup], TokenizationReport]:
+    """The token groups of examples by the settings of a recipe, and what was cut and left out.
+
+    Raises:
+        PreftuneError: a row or a setting is wrong, or no row is left.
+    """
     with Progress(transient=True, disable=len(examples) < MANY or not sys.stderr.isatty()) as bar:
-        return tokenize_examples(
+        groups, report = tokenize_examples(
             examples,
             tokenizer,
             max_length=recipe.max_length,
@@ -65,6 +96,13 @@ def load_groups(
             cache=recipe.tokens_cache,
             progress=_shown(bar, len(examples)),
         )
+    if not groups:
+        reasons = "; ".join(f"{len(rows)} {reason}" for reason, rows in report.dropped.items())
+        raise DataError(
+            f"{examples[0].origin}: this is the first of {len(examples)} rows, which are all left out "
+            f"({reasons}). Raise max_length, or choose another truncation."
+        )
+    return groups, report
 
 
 def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import ModelError
 from preftune.model.freeze import check_trainable, freeze, trainable_summary
@@ -15,6 +17,10 @@ from preftune.model.heads import load_reward_model, set_pad_token
 from preftune.model.load import load_model
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe
+from preftune.types import TokenizedGroup
+
+if TYPE_CHECKING:
+    from preftune.model.lora import LoraSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +33,7 @@ def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pr
     Raises:
         ModelError: it cannot be loaded, or what the recipe asks of it cannot be done; one line.
     """
-    if (Path(recipe.model_name_or_path).expanduser() / "adapter_config.json").is_file():
-        raise ModelError(
-            f"'{recipe.model_name_or_path}' is an adapter. Give its base model as model_name_or_path, and this as "
-            "adapter_name_or_path."
-        )
+    refuse_adapter(recipe)
     if recipe.lora_dropout and recipe.disable_dropout:
         logger.warning("lora_dropout %g has no effect: disable_dropout is true.", recipe.lora_dropout)
     scores = recipe.build_objective().reads == Reads.SCORES
@@ -47,19 +49,9 @@ def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pr
 
         model = load_adapter(model, recipe.adapter_name_or_path)
     elif recipe.use_peft:
-        from preftune.model.lora import LoraSettings, add_adapter
+        from preftune.model.lora import add_adapter
 
-        settings = LoraSettings(
-            r=recipe.lora_r,
-            alpha=recipe.lora_alpha,
-            dropout=recipe.lora_dropout,
-            target_modules=recipe.lora_target_modules,
-            modules_to_save=recipe.lora_modules_to_save,
-            rslora=recipe.use_rslora,
-            dora=recipe.use_dora,
-            init=recipe.lora_init,
-        )
-        model = add_adapter(model, settings, task="SEQ_CLS" if scores else "CAUSAL_LM")
+        model = add_adapter(model, lora_settings(recipe), task="SEQ_CLS" if scores else "CAUSAL_LM")
     if recipe.freeze:
         freeze(model, recipe.freeze)
     check_trainable(model)
@@ -68,12 +60,78 @@ def load_trained_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pr
     return model
 
 
+def refuse_adapter(recipe: Recipe) -> None:
+    """An adapter stands where a model is expected.
+
+    Raises:
+        ModelError: it does.
+    """
+    if (Path(recipe.model_name_or_path).expanduser() / "adapter_config.json").is_file():
+        raise ModelError(
+            f"'{recipe.model_name_or_path}' is an adapter. Give its base model as model_name_or_path, and this as "
+            "adapter_name_or_path."
+        )
+
+
+def lora_settings(recipe: Recipe, **instead: Any) -> LoraSettings:
+    """The settings of a recipe's new adapter; `instead` replaces some.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+        RecipeError: a value is out of range.
+    """
+    from preftune.model.lora import LoraSettings
+
+    settings = LoraSettings(
+        r=recipe.lora_r,
+        alpha=recipe.lora_alpha,
+        dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules,
+        modules_to_save=recipe.lora_modules_to_save,
+        rslora=recipe.use_rslora,
+        dora=recipe.use_dora,
+        init=recipe.lora_init,
+    )
+    return replace(settings, **instead)
+
+
 def load_reference_model(recipe: Recipe) -> PreTrainedModel | None:
     """The reference that a recipe names; None where it names none, and the model at the start is the reference."""
     if recipe.reference_model_name_or_path is None:
         return None
     loading = {**_loading(recipe), "revision": recipe.reference_model_revision}
     return load_model(recipe.reference_model_name_or_path, **loading)
+
+
+def check_fits(
+    config: PretrainedConfig,
+    embedded: int,
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[TokenizedGroup],
+) -> None:
+    """The model embeds every token, and has a position for each. Learned positions end where their table ends.
+
+    Args:
+        embedded: how many tokens the model has an embedding for.
+
+    Raises:
+        ModelError: it does not, or has not.
+    """
+    if len(tokenizer) > embedded:
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer)} tokens, but '{name}' embeds {embedded}. "
+            "Set tokenizer_name_or_path to the model's own tokenizer."
+        )
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(groups, key=lambda group: len(group.prompt_ids) + max(map(len, group.response_ids)))
+    tokens = len(longest.prompt_ids) + max(map(len, longest.response_ids))
+    if limit is None or tokens <= limit:
+        return
+    said = f"{longest.origin} has {tokens} tokens, and '{name}' was made for {limit}"
+    if not hasattr(config.get_text_config(), "rope_parameters"):
+        raise ModelError(f"{said}. Set max_length: {limit} or less.")
+    logger.warning("%s: expect poor log-probs, or set max_length: %d.", said, limit)
 
 
 def _load(recipe: Recipe) -> PreTrainedModel:
