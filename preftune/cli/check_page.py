@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from preftune.objectives.base import Baseline
 from preftune.types import Layout
 
 if TYPE_CHECKING:
+    from preftune.data import TokenizationReport
     from preftune.train.check import CheckReport
     from preftune.types import TokenizedGroup
 
@@ -61,7 +63,7 @@ def _rows(report: CheckReport) -> Iterator[str]:
     yield f"{tokens.rows} to train on, {left_out} left out" + (f": {reasons}" if reasons else "")
     limit = f"max_length {report.recipe.max_length}, {report.recipe.truncation}"
     if tokens.rows_cut:
-        yield f"{tokens.rows_cut} cut ({limit}): {tokens.prompts_cut} prompts, {tokens.responses_cut} responses"
+        yield f"{tokens.rows_cut} cut ({limit}): {_cuts(tokens)}"
     else:
         yield f"none cut ({limit})"
     repeated = f", one of them in {counts.most_repeated} rows" if counts.most_repeated > 1 else ""
@@ -75,6 +77,10 @@ def _rows(report: CheckReport) -> Iterator[str]:
     if report.held_out is not None:
         held = report.held_out
         yield f"{held.rows} held out ({held.dropped} left out), {held.seen} of them with a prompt that is trained on"
+
+
+def _cuts(tokens: TokenizationReport) -> str:
+    return f"{_many(tokens.prompts_cut, 'prompt')}, {_many(tokens.responses_cut, 'response')}"
 
 
 def _lengths(report: CheckReport) -> list[str]:
@@ -121,12 +127,18 @@ def _times(padded: int, tokens: int) -> str:
 
 
 def _run(report: CheckReport) -> Iterator[str]:
-    one = report.savings
-    yield f"{report.recipe.objective}: {report.steps} steps of {report.batch} rows ({one.steps} an epoch)"
+    one, objective = report.savings, report.recipe.objective
+    yield f"{objective}: {_many(report.steps, 'step')} of {_many(report.batch, 'row')} ({one.steps} an epoch)"
     yield (
-        f"{one.tokens:,} tokens an epoch in {one.micro_batches} micro-batches a process, the largest of "
+        f"{one.tokens:,} tokens an epoch in {_many(one.micro_batches, 'micro-batch', 'es')} a process, the largest of "
         f"{one.fullest:,} tokens"
     )
+    if report.recipe.build_objective().baseline == Baseline.PROBES:
+        yield f"{objective} feeds a mismatched response to every prompt besides: its tokens come on top"
+
+
+def _many(count: int, name: str, plural: str = "s") -> str:
+    return f"{count:,} {name}{plural * (count != 1)}"
 
 
 def _memory(report: CheckReport) -> Iterator[str]:

@@ -20,6 +20,7 @@ reserve, the CUDA context (about 0.5 GiB), buffers of several processes, and sha
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,10 +104,12 @@ def build_empty_model(
         ModelError: transformers cannot make one.
     """
     kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    more = {"num_labels": 1} if scores else {}
+    config = copy.deepcopy(config)
+    if scores:
+        config.num_labels = 1
     try:
         with torch.device("meta"):
-            return kind.from_config(config, trust_remote_code=trust_remote_code, **more)
+            return kind.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as cause:  # model code of any kind runs here
         raise ModelError(f"no model can be built from this config ({one_line(cause)})") from cause
 

@@ -121,6 +121,13 @@ def test_memory_is_estimated_from_the_config_alone(capsys):
     assert dpo["reference"] == pytest.approx(dpo["weights"])
 
 
+def test_a_reward_model_has_a_score_head_and_is_fed_the_last_token(capsys):
+    found = as_json(capsys, "pairs.jsonl", "--model", "m", "--objective", "reward")
+    layer = 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8
+    assert found["memory_gib"]["parameters"] == len(WORDS) * 8 + 2 * layer + 8 + 8
+    assert found["savings"]["shared"] == 11 + 9 + 10 + 6  # one more for each of six responses
+
+
 def test_an_adapter_is_counted_by_its_own_parameters(capsys):
     pytest.importorskip("peft")
     words = ("pairs.jsonl", "--model", "m", "--objective", "dpo", "use_peft=true", "lora_r=2", "lora_init=pissa")
@@ -195,6 +202,7 @@ def test_columns_and_an_objective_decide_how_rows_are_read(capsys):
     kto = as_json(capsys, "pairs.jsonl", "--model", "m", "--objective", "kto")
     assert kto["rows"] == 6 and kto["survey"]["bias"]["pairs"] == 0
     assert any(note.startswith("Classes: 3 desirable rows") for note in kto["notes"])
+    assert "come on top" in run(capsys, "pairs.jsonl", "--model", "m", "--objective", "kto")[1]
     sft = as_json(capsys, "pairs.jsonl", "--model", "m", "--objective", "sft")
     assert [len(example["responses"]) for example in sft["examples"]] == [1, 1, 1]
 
@@ -254,6 +262,29 @@ def test_bad_rows_are_counted_with_skip(capsys):
     assert (found["rows"], found["dropped"]) == (3, 2)
     assert found["dropped_by"] == {"equal answers": 1, "empty answer": 1}
     assert any("2 of 5 rows (40 %) cannot be trained on" in line for line in found["warnings"])
+
+
+def test_what_the_reader_of_the_file_warns_of_is_among_the_warnings(capsys):
+    write(Path("scored.jsonl"), [{**row, "chosen_score": 1, "rejected_score": 2 * n} for n, row in enumerate(GOOD)])
+    found = as_json(capsys, "scored.jsonl", "--model", "m")
+    line = "scored.jsonl[train]: in 2 of 3 pairs the rejected answer has the higher score."
+    assert [warning for warning in found["warnings"] if warning.startswith(line)]
+
+
+def test_rows_that_tokenising_leaves_out_are_counted_by_reason(capsys):
+    write(Path("long.jsonl"), [*GOOD, {"prompt": "w1", "chosen": "w2 " * 30, "rejected": "w3"}, GOOD[0]])
+    words = ("long.jsonl", "--model", "m", "--max-length", "20", "--truncation", "drop", "dedupe=true")
+    found = as_json(capsys, *words)
+    assert (found["rows"], found["dropped"]) == (3, 2)
+    assert found["dropped_by"] == {"duplicates": 1, "longer than max_length": 1}
+    assert any("1 of 5 rows (20 %) are dropped as longer than max_length 20" in line for line in found["warnings"])
+
+
+def test_a_template_that_refuses_a_conversation_is_exit_code_1(capsys):
+    refuses = "{% if messages[0]['content'] == 'w7' %}{{ raise_exception('not this') }}{% endif %}" + CHATML
+    Path("refuses.jinja").write_text(refuses)
+    code, _, err = run(capsys, "pairs.jsonl", "--model", "m", "--chat-template", "refuses.jinja")
+    assert code == 1 and err.startswith("DataError: pairs.jsonl[train] row 2: the chat template refuses")
 
 
 def test_a_failure_is_json_too(capsys):
