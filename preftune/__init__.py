@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from preftune.data import load_preferences
     from preftune.model.load import load_model
     from preftune.objectives import load_objective
+    from preftune.train.check import check
     from preftune.train.trainer import PreferenceTrainer
 
-__all__ = ["PreferenceTrainer", "__version__", "load_model", "load_objective", "load_preferences", "train"]
+__all__ = ["PreferenceTrainer", "__version__", "check", "load_model", "load_objective", "load_preferences", "train"]
 
 _HOMES = {
     "PreferenceTrainer": "preftune.train.trainer",
+    "check": "preftune.train.check",
     "load_model": "preftune.model.load",
     "load_objective": "preftune.objectives",
     "load_preferences": "preftune.data",

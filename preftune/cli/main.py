@@ -19,6 +19,7 @@ from preftune.errors import PreftuneError
 VERBS: dict[str, str] = {
     "demo": "train a small model from nothing and show what SimPO changes",
     "train": "train by a recipe",
+    "check": "look at the data of a run before it starts: mapping, lengths, cuts, cost",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "score": "score responses with a reward model",
     "chat": "talk to a model",

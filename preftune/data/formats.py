@@ -46,6 +46,7 @@ def to_examples(
     ranked_pairs: RankedPairs = "best_worst",
     on_bad_row: OnBadRow = "error",
     skipped: SkippedRows | None = None,
+    mappings: dict[str, ColumnMapping] | None = None,
 ) -> list[Example]:
     """Turn every row into an `Example`, or into several; the log says how many became of how many.
 
@@ -60,6 +61,7 @@ def to_examples(
             worse one.
         on_bad_row: `error` stops at the first row that is wrong; `skip` leaves such rows out and warns with the count.
         skipped: takes up that count, by problem and with the first rows of each; may be given to several calls.
+        mappings: takes up what was understood of the columns, under the name of the file.
 
     The scores of a pair are its two score columns, or (margin, 0); of none, if the file has none. Pairs whose scores
     contradict their order are kept as pairs, with a warning, and refused as ranked rows.
@@ -75,6 +77,8 @@ def to_examples(
         raise RecipeError(f"'on_bad_row' is {on_bad_row!r}; expected 'error' or 'skip'.")
     mapping = recognise(rows, layout, columns)
     log.info("%s: read as %s", _where(rows), mapping)
+    if mappings is not None:
+        mappings[_where(rows)] = mapping
     here = SkippedRows()
     read = _read_rows(rows, mapping, on_bad_row, here)
     if here.total:

@@ -15,7 +15,7 @@ import numpy as np
 
 from preftune.data.bad_rows import OnBadRow, SkippedRows
 from preftune.data.catalog import CatalogEntry, load_catalog
-from preftune.data.columns import Columns
+from preftune.data.columns import ColumnMapping, Columns
 from preftune.data.formats import to_examples
 from preftune.data.locate import Place, locate
 from preftune.data.mixture import MixerOrder, Role, Source, parse_sources, role_of, take_indices
@@ -36,6 +36,7 @@ def load_preferences(
     ranked_pairs: RankedPairs = "best_worst",
     on_bad_row: OnBadRow | None = None,
     skipped: SkippedRows | None = None,
+    mappings: dict[str, ColumnMapping] | None = None,
     splits: Sequence[str] | Mapping[str, Any] | None = None,
     configs: Sequence[str | None] | Mapping[str, str] | None = None,
     mixer_order: MixerOrder = "random",
@@ -59,6 +60,7 @@ def load_preferences(
         ranked_pairs: of ranked rows read as pairs: `best_worst`, one a row, or `all`.
         on_bad_row: `error` or `skip`; None: as the catalogue has it for the set, else `error`.
         skipped: takes up the count of rows that were left out.
+        mappings: takes up what was understood of the columns of each source, by its name.
         splits: which splits stand for train and test (`dataset_splits`): names of which those with `train` in them are
             for training, or a map of sources to such names or to {train: ..., test: ...}.
         configs: the subset of each source, in their order or by name (`dataset_configs`).
@@ -92,6 +94,7 @@ def load_preferences(
             ranked_pairs=ranked_pairs,
             on_bad_row=source.on_bad_row or on_bad_row or (entry.on_bad_row if entry else "error"),
             skipped=skipped,
+            mappings=mappings,
         )
         if held_out and test_split_size is not None:
             read = _hold_out(read, test_split_size, seed, source.name)[role_of(split)]

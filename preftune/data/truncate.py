@@ -117,7 +117,7 @@ def build_truncation(
             raise RecipeError(f"'truncation: {mode}' has no effect without 'max_length'. Set both, or neither.")
         return None
     check_limit("max_length", max_length, at_least=2)
-    header = _header_length(chat)
+    header = header_length(chat)
     if max_prompt_length is None:
         least = header + (chat.bos_id is not None)
         floor = max(1, least) if mode == "keep_end" else max_length // 2
@@ -159,7 +159,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise RecipeError(f"'{name}' is {value!r}; expected one of {', '.join(choices)}.")
 
 
-def _header_length(chat: ChatFormat) -> int:
+def header_length(chat: ChatFormat) -> int:
     """Tokens of the answer's header."""
     if chat.template is None:
         return 0

@@ -12,12 +12,14 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data import TokenizationReport, class_balance, load_preferences, load_rows, tokenize_examples
+from preftune.data.bad_rows import SkippedRows
+from preftune.data.columns import ColumnMapping
 from preftune.data.decontaminate import Questions, asked_in
 from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
-from preftune.train.tokenizer import check_prompts
-from preftune.types import Layout, TokenizedGroup
+from preftune.train.tokenizer import check_same_prompts
+from preftune.types import Example, Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 MANY = 2000  # rows from which a bar is shown
@@ -31,6 +33,25 @@ def load_groups(
     Raises:
         PreftuneError: the data or a setting of it is wrong.
     """
+    examples = load_examples(recipe, dataset, split)
+    if split == "train" and recipe.tokenization == "preftune":
+        check_same_prompts(examples, tokenizer)
+    return tokenize_for(recipe, tokenizer, examples)
+
+
+def load_examples(
+    recipe: Recipe,
+    dataset: str | Sequence[str] | Mapping[str, Any],
+    split: str,
+    *,
+    skipped: SkippedRows | None = None,
+    mappings: dict[str, ColumnMapping] | None = None,
+) -> list[Example]:
+    """The examples of a recipe's dataset; `skipped` and `mappings` as for `load_preferences`.
+
+    Raises:
+        PreftuneError: the data or a setting of it is wrong.
+    """
     objective = recipe.build_objective()
     own_set = split == "test" and recipe.eval_dataset is not None  # its splits are its own affair
     examples = load_preferences(
@@ -40,6 +61,8 @@ def load_groups(
         columns=recipe.columns,
         ranked_pairs=recipe.ranked_pairs,
         on_bad_row=recipe.on_bad_row,
+        skipped=skipped,
+        mappings=mappings,
         splits=None if own_set else recipe.dataset_splits,
         configs=None if own_set else recipe.dataset_configs,
         mixer_order=recipe.mixer_order,
@@ -50,8 +73,17 @@ def load_groups(
     if objective.layout == Layout.UNPAIRED and split == "train":
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
-    if split == "train" and recipe.tokenization == "preftune":
-        check_prompts(examples, tokenizer)
+    return examples
+
+
+def tokenize_for(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> tuple[list[TokenizedGroup], TokenizationReport]:
+    """The token groups of examples by the settings of a recipe, and what was cut and left out.
+
+    Raises:
+        PreftuneError: a row or a setting is wrong, or no row is left.
+    """
     with Progress(transient=True, disable=len(examples) < MANY or not sys.stderr.isatty()) as bar:
         groups, report = tokenize_examples(
             examples,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.chat import read_chat_format
 from preftune.errors import ModelError
@@ -18,6 +19,10 @@ from preftune.model.load import load_model
 from preftune.model.new_tokens import embed_new_tokens, modules_of_tokens
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe
+from preftune.types import TokenizedGroup
+
+if TYPE_CHECKING:
+    from preftune.model.lora import LoraSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +37,7 @@ def load_trained_model(
     Raises:
         ModelError: it cannot be loaded, or what the recipe asks of it cannot be done; one line.
     """
-    if (Path(recipe.model_name_or_path).expanduser() / "adapter_config.json").is_file():
-        raise ModelError(
-            f"'{recipe.model_name_or_path}' is an adapter. Give its base model as model_name_or_path, and this as "
-            "adapter_name_or_path."
-        )
+    refuse_adapter(recipe)
     if recipe.lora_dropout and recipe.disable_dropout:
         logger.warning("lora_dropout %g has no effect: disable_dropout is true.", recipe.lora_dropout)
     scores = recipe.build_objective().reads == Reads.SCORES
@@ -55,18 +56,10 @@ def load_trained_model(
 
         model = load_adapter(model, recipe.adapter_name_or_path)
     elif recipe.use_peft:
-        from preftune.model.lora import LoraSettings, add_adapter
+        from preftune.model.lora import add_adapter
 
-        settings = LoraSettings(
-            r=recipe.lora_r,
-            alpha=recipe.lora_alpha,
-            dropout=recipe.lora_dropout,
-            target_modules=recipe.lora_target_modules,
-            modules_to_save=_whole_modules(model, recipe, new_tokens),
-            rslora=recipe.use_rslora,
-            dora=recipe.use_dora,
-            init=recipe.lora_init,
-        )
+        whole = _whole_modules(model, recipe, new_tokens)
+        settings = lora_settings(recipe, modules_to_save=whole)
         model = add_adapter(model, settings, task="SEQ_CLS" if scores else "CAUSAL_LM")
     if recipe.freeze:
         freeze(model, recipe.freeze)
@@ -81,6 +74,41 @@ def load_trained_model(
     if recipe.freeze or recipe.trains_adapter:
         logger.info("Model: %s.", trainable_summary(model))
     return model
+
+
+def refuse_adapter(recipe: Recipe) -> None:
+    """An adapter stands where a model is expected.
+
+    Raises:
+        ModelError: it does.
+    """
+    if (Path(recipe.model_name_or_path).expanduser() / "adapter_config.json").is_file():
+        raise ModelError(
+            f"'{recipe.model_name_or_path}' is an adapter. Give its base model as model_name_or_path, and this as "
+            "adapter_name_or_path."
+        )
+
+
+def lora_settings(recipe: Recipe, **instead: Any) -> LoraSettings:
+    """The settings of a recipe's new adapter; `instead` replaces some.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+        RecipeError: a value is out of range.
+    """
+    from preftune.model.lora import LoraSettings
+
+    settings = LoraSettings(
+        r=recipe.lora_r,
+        alpha=recipe.lora_alpha,
+        dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules,
+        modules_to_save=recipe.lora_modules_to_save,
+        rslora=recipe.use_rslora,
+        dora=recipe.use_dora,
+        init=recipe.lora_init,
+    )
+    return replace(settings, **instead)
 
 
 def load_reference_model(recipe: Recipe, new_tokens: Sequence[int] = ()) -> PreTrainedModel | None:
@@ -117,6 +145,37 @@ def _whole_modules(model: PreTrainedModel, recipe: Recipe, new_tokens: Sequence[
     if more:
         logger.info("%s are trained whole beside the adapter: new tokens have rows there.", ", ".join(more))
     return [*asked, *more]
+
+
+def check_fits(
+    config: PretrainedConfig,
+    embedded: int,
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    groups: Sequence[TokenizedGroup],
+) -> None:
+    """The model embeds every token, and has a position for each. Learned positions end where their table ends.
+
+    Args:
+        embedded: how many tokens the model has an embedding for.
+
+    Raises:
+        ModelError: it does not, or has not.
+    """
+    if len(tokenizer) > embedded:
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer)} tokens, but '{name}' embeds {embedded}. "
+            "Set tokenizer_name_or_path to the model's own tokenizer."
+        )
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(groups, key=lambda group: len(group.prompt_ids) + max(map(len, group.response_ids)))
+    tokens = len(longest.prompt_ids) + max(map(len, longest.response_ids))
+    if limit is None or tokens <= limit:
+        return
+    said = f"{longest.origin} has {tokens} tokens, and '{name}' was made for {limit}"
+    if not hasattr(config.get_text_config(), "rope_parameters"):
+        raise ModelError(f"{said}. Set max_length: {limit} or less.")
+    logger.warning("%s: expect poor log-probs, or set max_length: %d.", said, limit)
 
 
 def _load(recipe: Recipe) -> PreTrainedModel:

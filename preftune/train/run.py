@@ -22,7 +22,7 @@ from transformers.utils import logging as hf_logging
 from preftune import __version__
 from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
-from preftune.errors import ModelError, RecipeError
+from preftune.errors import RecipeError
 from preftune.model.heads import save_value_head
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
@@ -30,7 +30,7 @@ from preftune.train.arguments import PreferenceArguments, default_micro_batch_to
 from preftune.train.card import write_card
 from preftune.train.checkpoint import resolve_resume, set_aside, step_of
 from preftune.train.data import load_groups
-from preftune.train.models import load_reference_model, load_trained_model
+from preftune.train.models import check_fits, load_reference_model, load_trained_model
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.tokenizer import load_run_tokenizer
@@ -144,22 +144,7 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
 def _check_fits(
     model: Any, name: str | None, tokenizer: PreTrainedTokenizerBase, groups: Sequence[TokenizedGroup]
 ) -> None:
-    """The model embeds every token, and has a position for each. Learned positions end where their table ends."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ModelError(
-            f"The tokenizer has {len(tokenizer)} tokens, but '{name}' embeds {rows}. "
-            "Set tokenizer_name_or_path to the model's own tokenizer."
-        )
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(groups, key=lambda group: len(group.prompt_ids) + max(map(len, group.response_ids)))
-    tokens = len(longest.prompt_ids) + max(map(len, longest.response_ids))
-    if limit is None or tokens <= limit:
-        return
-    said = f"{longest.origin} has {tokens} tokens, and '{name}' was made for {limit}"
-    if not hasattr(model.config.get_text_config(), "rope_parameters"):
-        raise ModelError(f"{said}. Set max_length: {limit} or less.")
-    logger.warning("%s: expect poor log-probs, or set max_length: %d.", said, limit)
+    check_fits(model.config, model.get_input_embeddings().weight.shape[0], name, tokenizer, groups)
 
 
 def _announce(recipe: Recipe, report: TokenizationReport, trainer: PreferenceTrainer) -> None:

@@ -67,7 +67,7 @@ def _with_markers(tokenizer: PreTrainedTokenizerBase, name: str, recipe: Recipe)
     return added
 
 
-def check_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+def check_same_prompts(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
     """Hold the prompt ids of training against those to sample from, for rows from all over the data.
 
     The ids to sample from are those of the tokenizer when it has been saved and loaded again, as after the run.

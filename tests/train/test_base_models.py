@@ -18,7 +18,7 @@ from preftune.errors import ModelError
 from preftune.model.load import load_tokenizer
 from preftune.model.new_tokens import embed_new_tokens
 from preftune.recipe import load_recipe
-from preftune.train.tokenizer import check_prompts, load_run_tokenizer
+from preftune.train.tokenizer import check_same_prompts, load_run_tokenizer
 from preftune.types import Example, Message, Origin
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
@@ -184,7 +184,7 @@ def test_the_reference_repositorys_ids_need_a_named_template(base):
 def test_a_run_stops_where_the_saved_tokenizer_gives_another_prompt(base, monkeypatch):
     tokenizer, _ = load_run_tokenizer(load_recipe(None, base))
     rows = [Example((Message("user", "q"),), ("a", "b"), Origin("pairs.jsonl", "train", 1))]
-    check_prompts(rows, tokenizer)
+    check_same_prompts(rows, tokenizer)
     saved = type(tokenizer).save_pretrained
 
     def with_another_template(self, folder, **settings):
@@ -206,7 +206,7 @@ def test_a_system_text_that_the_template_adds_is_said(base, caplog):
     rows = [Example((Message("user", "q"),), ("a", "b"), Origin("pairs.jsonl", "train", 1))]
     for opening in ("", "<|im_start|>system You are a helpful assistant.<|im_end|>"):
         assert "text of its own" not in caplog.text
-        check_prompts(rows, load_run_tokenizer(load_recipe(None, {**base, "chat_template": opening + turns}))[0])
+        check_same_prompts(rows, load_run_tokenizer(load_recipe(None, {**base, "chat_template": opening + turns}))[0])
     assert 'before the first question: "<|im_start|>system You are a helpful assistant.' in caplog.text
 
 
