@@ -19,6 +19,7 @@ from preftune.errors import PreftuneError
 VERBS: dict[str, str] = {
     "demo": "train a small model from nothing and show what SimPO changes",
     "train": "train by a recipe",
+    "presets": "list the published settings that `train --preset` runs",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in VERBS:
         return _unknown(words[0])
-    return _run(words[0], words[1:])
+    return run_verb(words[0], words[1:])
 
 
 def _unknown(verb: str) -> int:
@@ -59,7 +60,8 @@ def _unknown(verb: str) -> int:
     return _fail(f"preftune: '{verb}' is not a verb; {meant}", 2)
 
 
-def _run(verb: str, words: list[str]) -> int:
+def run_verb(verb: str, words: Sequence[str]) -> int:
+    """Run the `main` of a file in this folder; returns the exit code, an error being one line."""
     _log_to_stderr()
     try:
         return int(importlib.import_module(f"preftune.cli.{verb}").main(words))

@@ -16,6 +16,7 @@ from preftune.data.decontaminate import Questions
 from preftune.errors import RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
+from preftune.recipe.guards import template_guard
 from preftune.types import Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ def load_groups(
         test_split_size=recipe.test_split_size,
         catalog=recipe.dataset_catalog,
     )
+    several = any(sum(message.role == "user" for message in example.prompt) > 1 for example in examples)
+    plain = template_guard(bool(tokenizer.chat_template), several) if split == "train" else None
+    if plain is not None:
+        logger.warning(plain)
     if objective.layout == Layout.UNPAIRED and split == "train":
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
