@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
     presets = load_presets()
     if options.json:
+        logging.getLogger("preftune").setLevel(logging.WARNING)  # how each file is read was not asked for
         print(json.dumps([_facts(preset) for preset in presets], indent=2, ensure_ascii=False))
         return 0
     width = max((len(preset.name) for preset in presets), default=0)
@@ -45,11 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _facts(preset: Preset) -> dict[str, Any]:
-    import logging
-
     from preftune.recipe import describe_objective, load_recipe
 
-    logging.getLogger("preftune.recipe").setLevel(logging.WARNING)  # how each file is read is not asked for
     recipe = load_recipe(preset.file)
     return {
         "name": preset.name,

@@ -49,8 +49,8 @@ def template_guard(has_template: bool, multi_turn: bool) -> str | None:
     if has_template or not multi_turn:
         return None
     return (
-        "The data has conversations of several turns, and the tokenizer has no chat template, so they are joined as plain "
-        "text. Set chat_template: chatml, or the template that the model will be used with."
+        "The data has conversations of several turns, and the tokenizer has no chat template, so they are joined as "
+        "plain text. Set chat_template: chatml, or the template that the model will be used with."
     )
 
 
@@ -60,8 +60,8 @@ def _of_large_models(recipe: Recipe, batch: int) -> Iterator[str]:
     if alike and not recipe.trains_adapter and rate > HIGHEST_RATE:
         yield (
             f"learning_rate {rate:g} is above {HIGHEST_RATE:g} for full fine-tuning with {alike[0]}: no reference "
-            "holds the model near its start, and published runs at 1e-5 ended in incoherent or endlessly repeating text. "
-            "Try 3e-7, 5e-7, 8e-7 or 1e-6."
+            "holds the model near its start, and published runs at 1e-5 ended in incoherent or endlessly repeating "
+            "text. Try 3e-7, 5e-7, 8e-7 or 1e-6."
         )
     margin = recipe.objective_args.get("gamma_beta_ratio", 0.0)
     if margin > LARGEST_MARGIN:
