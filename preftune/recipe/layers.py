@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from preftune.errors import RecipeError
+from preftune.recipe.values import nearest
 
 COMMAND_LINE = "command line"
 
@@ -61,7 +62,8 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.") from None
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such file.") from None
+        beside = [str(file) for file in path.parent.glob("*") if file.suffix in (".yaml", ".yml", ".json")]
+        raise RecipeError(f"{path}: there is no such file{nearest(str(path), beside)}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
 

@@ -17,7 +17,7 @@ from preftune.recipe.layers import Given, Layer, read_file, read_overrides
 
 log = logging.getLogger(__name__)
 
-# Keys of its configuration classes that have nothing to do here, with the reason.
+# Keys of its configuration classes, transformers' of that time among them, that have nothing to do here; the reason.
 WITHOUT_EFFECT: dict[str, str] = {
     "base_model_revision": "the repository does not read it either; model_revision is the one that counts",
     "model_code_revision": "the repository does not read it either; model_revision is the one that counts",
@@ -29,6 +29,11 @@ WITHOUT_EFFECT: dict[str, str] = {
     "padding_value": "rows are packed, and what is padded is never attended to",
     "model_init_kwargs": "the repository overwrites it; model_revision, torch_dtype and the like are keys of their own",
     "generate_during_eval": "no samples are drawn during evaluation; `preftune chat` talks to the model",
+    "tpu_metrics_debug": "transformers 5 no longer has it",
+    "use_legacy_prediction_loop": "transformers 5 no longer has it",
+    "include_inputs_for_metrics": "transformers 5 no longer has it",
+    "mp_parameters": "transformers 5 no longer has it",
+    "push_to_hub_organization": "transformers 5 no longer has it; hub_model_id names the organisation too",
     "use_bnb_nested_quant": "the scales of 4-bit weights are always quantised too",
 }
 
@@ -36,6 +41,8 @@ WITHOUT_EFFECT: dict[str, str] = {
 ONLY: dict[str, tuple[tuple[object, ...], str]] = {
     "is_encoder_decoder": ((None, False), "encoder-decoder models cannot be trained here"),
     "auto_insert_empty_system_msg": ((True,), "tokenization: princeton puts it in, as published; ours never does"),
+    "fsdp_min_num_params": ((0,), "transformers 5 has it as fsdp_config: {min_num_params: ...}"),
+    "fsdp_transformer_layer_cls_to_wrap": ((None,), "transformers 5 has it in fsdp_config"),
     "bnb_4bit_quant_storage": (("uint8",), "quantised weights are stored as uint8"),
 }
 
@@ -51,7 +58,12 @@ _SCHEDULE = {  # transformers' default, which the repository leaves in force: no
     "warmup_ratio": "0",
 }
 
-KEYS = (*WITHOUT_EFFECT, *ONLY, "use_flash_attention_2")
+# A switch -> the key and the value that say the same today.
+SWITCHES: dict[str, tuple[str, str]] = {
+    "use_flash_attention_2": ("attn_implementation", "flash_attention_2"),
+    "adafactor": ("optim", "adafactor"),
+}
+KEYS = (*WITHOUT_EFFECT, *ONLY, *SWITCHES)
 
 
 def to_our_keys(layer: Layer) -> Layer:
@@ -73,7 +85,7 @@ def to_our_keys(layer: Layer) -> Layer:
         given = layer.pop(key, None)
         if given is not None and given.value is not None:
             log.info("%s: '%s' has no effect: %s.", given.place, key, reason)
-    return _with_objective(_with_attention(_with_workers(layer)))
+    return _with_objective(_with_switches(_with_workers(layer)))
 
 
 def _with_mixer(layer: Layer) -> Layer:
@@ -94,12 +106,17 @@ def _with_workers(layer: Layer) -> Layer:
     return layer
 
 
-def _with_attention(layer: Layer) -> Layer:
-    given = layer.pop("use_flash_attention_2", None)
-    if given is None or "attn_implementation" in layer or given.value is not True:
-        return layer
-    log.info("%s: 'use_flash_attention_2' true is read as 'attn_implementation' flash_attention_2.", given.place)
-    return {**layer, "attn_implementation": Given("flash_attention_2", given.place)}
+def _with_switches(layer: Layer) -> Layer:
+    for switch, (key, value) in SWITCHES.items():
+        given = layer.pop(switch, None)
+        if given is None or given.value is None or str(given.value).lower() == "false":
+            continue
+        if str(given.value).lower() != "true":
+            raise RecipeError(f"{given.place}: '{switch}' must be true or false, found {given.value!r}.")
+        if key not in layer:
+            log.info("%s: '%s' true is read as '%s' %s.", given.place, switch, key, value)
+            layer[key] = Given(value, given.place)
+    return layer
 
 
 def _with_objective(layer: Layer) -> Layer:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,21 @@ def test_overrides_in_each_way_of_writing(words, capsys):
 def test_arguments_alone_are_a_recipe_too(capsys):
     found = dry_run(capsys, "--model_name_or_path", "m", "--dataset", "d", "--gamma_beta_ratio", "0.4")
     assert (found["model_name_or_path"], found["gamma_beta_ratio"], found["max_length"]) == ("m", 0.4, 512)
+
+
+@pytest.mark.parametrize("line", (ROOT / "tests/recipe/published/commands.txt").read_text().splitlines())
+def test_a_published_command_line_names_files_that_are_there_and_resolves(line, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    *launch, script, recipe = [word for word in shlex.split(line) if "=" not in word]
+    assert launch[:3] == ["accelerate", "launch", "--config_file"]
+    assert Path(launch[3]).is_file() and Path(script).is_file()
+    assert dry_run(capsys, recipe)["output_dir"] == f"outputs/{Path(recipe).stem}"
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert run_verb("run_simpo", ["training_configs/llama3-8b-instruct-simpo.yaml"]) == 2
+    assert "did you mean 'training_configs/llama-3-8b-instruct-simpo.yaml'?" in capsys.readouterr().err
 
 
 def test_a_file_without_a_margin_gets_the_repositorys(tmp_path, capsys):
