@@ -6,6 +6,7 @@ Comes in: a YAML or JSON file, or words of a command line, or a mapping from Pyt
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from preftune.errors import RecipeError
-from preftune.recipe.values import nearest
 
 COMMAND_LINE = "command line"
 
@@ -63,7 +63,9 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.") from None
     except FileNotFoundError:
         beside = [str(file) for file in path.parent.glob("*") if file.suffix in (".yaml", ".yml", ".json")]
-        raise RecipeError(f"{path}: there is no such file{nearest(str(path), beside)}") from None
+        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.85)
+        meant = f"; did you mean '{near[0]}'?" if near else "."
+        raise RecipeError(f"{path}: there is no such file{meant}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
 
