@@ -45,6 +45,12 @@ def test_what_an_extra_brings_is_named_by_its_own_door():
     assert set(PROJECT["optional-dependencies"]) == {"zstd", "lora", "quant", "dev"}
 
 
+def test_the_published_recipes_ship_with_the_package():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert build["wheel"]["force-include"] == {"training_configs": "preftune/training_configs"}
+    assert {"/training_configs", "/accelerate_configs", "/scripts"} <= {*build["sdist"]["include"]}
+
+
 def test_a_small_file_of_facts_ships_with_the_package():
     facts = list((Path(preftune.__file__).parent / "demo" / "facts").iterdir())
     assert facts

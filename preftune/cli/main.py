@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "demo": "train a small model from nothing and show what SimPO changes",
     "train": "train by a recipe",
     "check": "look at the data of a run before it starts: mapping, lengths, cuts, cost",
+    "presets": "list the published settings that `train --preset` runs",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in VERBS:
         return _unknown(words[0])
-    return _run(words[0], words[1:])
+    return run_verb(words[0], words[1:])
 
 
 def _unknown(verb: str) -> int:
@@ -60,7 +61,8 @@ def _unknown(verb: str) -> int:
     return _fail(f"preftune: '{verb}' is not a verb; {meant}", 2)
 
 
-def _run(verb: str, words: list[str]) -> int:
+def run_verb(verb: str, words: Sequence[str]) -> int:
+    """Run the `main` of a file in this folder; returns the exit code, an error being one line."""
     _log_to_stderr()
     try:
         return int(importlib.import_module(f"preftune.cli.{verb}").main(words))

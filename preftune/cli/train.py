@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.errors import RecipeError
+
 if TYPE_CHECKING:
     from preftune.recipe import Recipe
 
@@ -16,6 +18,7 @@ _EPILOG = """examples:
   preftune train training_configs/demo-simpo.yaml
   preftune train my.yaml beta=2.5 learning_rate=5e-7 --dry-run
   preftune train model_name_or_path=my-model dataset=pairs.jsonl output_dir=runs/first
+  preftune train --preset llama3-instruct-v2 --model my-model --data pairs.jsonl total_batch_size=128
 
 Keys are flat: those of the recipe (model_name_or_path, dataset, max_length, total_batch_size ...), those of the
 objective (beta, gamma_beta_ratio ...) and every field of transformers.TrainingArguments (learning_rate ...).
@@ -32,36 +35,58 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         PreftuneError: the recipe, the data or the model is wrong.
     """
-    options, words = _parser().parse_known_args(arguments)
+    parser = _parser()
+    options, words = parser.parse_known_args(arguments)
     path = options.recipe
-    if "=" in path and not Path(path).exists():
+    if path is not None and "=" in path and not Path(path).exists():
         path, words = None, [options.recipe, *words]
 
     from preftune.recipe import load_recipe
 
-    recipe = load_recipe(path, words)
-    if options.dry_run:
-        _print_recipe(recipe, options.json)
+    if options.preset is not None:
+        from preftune.recipe.presets import find_preset
+
+        if path is not None:
+            raise RecipeError(f"'{path}' and --preset {options.preset} are both recipes. Keep one of them.")
+        path = find_preset(options.preset).file
+    named = {"model_name_or_path": options.model, "dataset": options.data}
+    words = [f"{key}={value}" for key, value in named.items() if value is not None] + words
+    if path is None and not words:
+        parser.error("a RECIPE.yaml, --preset NAME, or keys are required")
+    return run(load_recipe(path, words), dry_run=options.dry_run, as_json=options.json)
+
+
+def run(recipe: Recipe, *, dry_run: bool, as_json: bool) -> int:
+    """Train by a recipe and print what came out, or print the recipe.
+
+    Raises:
+        PreftuneError: the data or the model is wrong.
+    """
+    if dry_run:
+        _print_recipe(recipe, as_json)
         return 0
     _build_demo_model(recipe)
     from preftune.train.run import train_recipe
 
     summary = train_recipe(recipe)
     if os.environ.get("RANK", "0") == "0":
-        _print_summary(summary, recipe, options.json)
+        _print_summary(summary, recipe, as_json)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preftune train",
-        usage="preftune train RECIPE.yaml [key=value ...] [--dry-run] [--json]",
+        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--dry-run] [--json]",
         description="Train a model by a recipe. key=value, --key=value and nested.key=value win over the file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="a YAML or JSON file of flat keys")
+    parser.add_argument("recipe", metavar="RECIPE.yaml", nargs="?", help="a YAML or JSON file of flat keys")
+    parser.add_argument("--preset", metavar="NAME", help="a published setting, of those that `preftune presets` lists")
+    parser.add_argument("--model", metavar="M", help="short for model_name_or_path=M")
+    parser.add_argument("--data", metavar="D", help="short for dataset=D")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--json", action="store_true", help="print the summary (or the recipe) as JSON")
     return parser

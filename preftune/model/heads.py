@@ -42,6 +42,7 @@ from preftune.model.policy import (
     take_road,
     tolerance_of,
 )
+from preftune.model.usable_attention import usable_attention
 from preftune.model.value_head import (
     HEAD,
     base_of,
@@ -134,7 +135,7 @@ def _load_classifier(source: _Source) -> tuple[PreTrainedModel, bool]:
                 place,
                 config=config,
                 dtype=dtype,
-                attn_implementation=source.attn_implementation,
+                attn_implementation=usable_attention(source.attn_implementation),
                 output_loading_info=True,
                 **common,
             )

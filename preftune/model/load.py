@@ -22,6 +22,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from preftune.data.named_templates import TEMPLATE_NAMES, set_chat_template
 from preftune.errors import MissingExtraError, ModelError
+from preftune.model.usable_attention import usable_attention
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,7 +50,8 @@ def load_model(
         name: a folder in transformers format, one with a PEFT adapter (its base model is loaded by
             base_model_name_or_path in its adapter_config.json), or a hub name of either.
         torch_dtype: precision of the weights in memory: float32 (also for None), bfloat16, float16, or auto (as saved).
-        attn_implementation: the attention of ordinary forward passes and of the padded road; sdpa by default.
+        attn_implementation: the attention of ordinary forward passes and of the padded road; sdpa by default, and
+            where flash attention is asked for and cannot run (one line in the log).
         revision: of a hub name.
         trust_remote_code: run Python code that comes with the model; never set by preftune itself.
         load_in_4bit, load_in_8bit: hold the linear layers but the head quantised by bitsandbytes, all weights frozen,
@@ -70,7 +72,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             checked_place(name) if adapter is None else checked_place(adapter.base),
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=usable_attention(attn_implementation),
             revision=revision if adapter is None else adapter.base_revision,
             trust_remote_code=trust_remote_code,
             quantization_config=None if bits is None else _quantisation(bits, dtype, quant_type, double_quant),

@@ -6,6 +6,7 @@ Comes in: a YAML or JSON file, or words of a command line, or a mapping from Pyt
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,10 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.") from None
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such file.") from None
+        beside = [str(file) for file in path.parent.glob("*") if file.suffix in (".yaml", ".yml", ".json")]
+        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.85)
+        meant = f"; did you mean '{near[0]}'?" if near else "."
+        raise RecipeError(f"{path}: there is no such file{meant}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
 

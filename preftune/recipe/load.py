@@ -14,7 +14,8 @@ from typing import Any
 
 from preftune.errors import RecipeError
 from preftune.objectives import objective_class, objective_defaults, objective_names
-from preftune.recipe import compat
+from preftune.recipe import compat, simpo_repository
+from preftune.recipe.follow import follow
 from preftune.recipe.layers import Given, Layer, merge, read_file, read_overrides
 from preftune.recipe.schema import SCHEMA_KEYS, Recipe
 from preftune.recipe.training import training_kinds
@@ -54,9 +55,9 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
 
 def _given(path: str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> tuple[Layer, Layer]:
     training = training_kinds()
-    file = {} if path is None else compat.rename(read_file(Path(path)), training)
-    last = compat.rename(read_overrides(overrides), training)
-    return compat.override_gamma(file, last), last
+    file = {} if path is None else compat.rename(simpo_repository.to_our_keys(read_file(Path(path))), training)
+    last = compat.rename(simpo_repository.to_our_keys(read_overrides(overrides)), training)
+    return follow(compat.override_gamma(file, last), last), last
 
 
 def _objective_of(layer: Layer, origin: str) -> str:
@@ -92,7 +93,7 @@ def _check_keys(layer: Layer, kinds: dict[str, Any], objective: str) -> None:
                 f"Remove it, or set objective: {owners[0]}."
             )
         everything = {*kinds, *compat.ALIASES, *compat.GAMMAS, compat.WARMUP_RATIO, *compat.REFUSED, *compat.IGNORED}
-        everything |= set(compat.TRUNCATION_ALIASES)
+        everything |= {*compat.TRUNCATION_ALIASES, *simpo_repository.KEYS}
         everything |= {name for other in objective_names() for name in objective_defaults(other)}
         meant = nearest(key, sorted(everything))
         remedy = "" if meant.endswith("?") else " Remove it; known are our own keys and those of TrainingArguments."

@@ -20,6 +20,7 @@ from preftune.errors import RecipeError
 from preftune.objectives import load_objective, objective_class, objective_defaults
 from preftune.objectives.base import Objective
 from preftune.recipe.checks import check_recipe
+from preftune.recipe.follow import asks_for_evaluation, names_test_split
 from preftune.recipe.training import training_defaults
 
 Road = Literal["auto", "packed", "padded"]
@@ -263,8 +264,13 @@ class Recipe:
 
     @property
     def evaluates(self) -> bool:
-        """Whether there are held-out rows: a set of their own, or a part of the dataset."""
-        return self.eval_dataset is not None or self.test_split_size is not None
+        """Whether there are held-out rows: a set of their own, a part of the dataset, or a split of it, asked for.
+
+        `dataset_splits` alone asks for nothing: published recipes name a test split whether it is evaluated or not.
+        """
+        if self.eval_dataset is not None or self.test_split_size is not None:
+            return True
+        return asks_for_evaluation(self.training) and names_test_split(self.dataset_splits)
 
     @property
     def trains_adapter(self) -> bool:

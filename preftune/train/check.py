@@ -38,11 +38,11 @@ from preftune.model.memory import (
 from preftune.objectives.base import Baseline, Reads
 from preftune.recipe import Recipe, load_recipe, resolve_batch
 from preftune.train.arguments import default_micro_batch_tokens
-from preftune.train.data import load_examples, tokenize_for
+from preftune.train.data import load_examples, look_at, tokenize_for
 from preftune.train.loader import check_prompts
 from preftune.train.models import check_fits, lora_settings, refuse_adapter
 from preftune.train.step import Packing
-from preftune.train.tokenizer import check_same_prompts, load_run_tokenizer
+from preftune.train.tokenizer import load_run_tokenizer
 from preftune.types import Example, TokenizedGroup
 
 _PADDED_GROUPS = 2  # pairs of a padded batch where the recipe says nothing, as in the published recipes
@@ -154,8 +154,7 @@ def check_data(
     mappings: dict[str, ColumnMapping] = {}
     with _logged() as (notes, warnings):
         examples = load_examples(recipe, recipe.dataset, split, skipped=skipped, mappings=mappings)
-        if recipe.tokenization == "preftune":
-            check_same_prompts(examples, tokenizer)
+        look_at(recipe, tokenizer, examples)
         groups, tokens = tokenize_for(recipe, tokenizer, examples)
         held_out, held_groups = None, []
         if recipe.evaluates and split == "train":

@@ -18,6 +18,7 @@ from preftune.data.decontaminate import Questions, asked_in
 from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
+from preftune.recipe.guards import template_guard
 from preftune.train.tokenizer import check_same_prompts
 from preftune.types import Example, Layout, TokenizedGroup
 
@@ -34,8 +35,8 @@ def load_groups(
         PreftuneError: the data or a setting of it is wrong.
     """
     examples = load_examples(recipe, dataset, split)
-    if split == "train" and recipe.tokenization == "preftune":
-        check_same_prompts(examples, tokenizer)
+    if split == "train":
+        look_at(recipe, tokenizer, examples)
     return tokenize_for(recipe, tokenizer, examples)
 
 
@@ -74,6 +75,20 @@ def load_examples(
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
     return examples
+
+
+def look_at(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
+    """What must hold of tokenizer and examples before a run, and what is better known.
+
+    Raises:
+        ModelError: prompts would not be sampled from as they are trained on.
+    """
+    several = any(sum(message.role == "user" for message in example.prompt) > 1 for example in examples)
+    plain = template_guard(bool(tokenizer.chat_template), several)
+    if plain is not None:
+        logger.warning(plain)
+    if recipe.tokenization == "preftune":
+        check_same_prompts(examples, tokenizer)
 
 
 def tokenize_for(

@@ -26,6 +26,7 @@ from preftune.errors import RecipeError
 from preftune.model.heads import save_value_head
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
+from preftune.recipe.guards import bf16_guard, guard_rails
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.card import write_card
 from preftune.train.checkpoint import resolve_resume, set_aside, step_of
@@ -34,6 +35,7 @@ from preftune.train.models import check_fits, load_reference_model, load_trained
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.tokenizer import load_run_tokenizer
+from preftune.train.trackers import guard_trackers, usable_trackers
 from preftune.train.trainer import PreferenceTrainer
 from preftune.types import TokenizedGroup
 
@@ -63,6 +65,8 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     args = build_arguments(recipe)
     set_seed(args.seed)
     model = load_trained_model(recipe, tokenizer, new_tokens)
+    for warning in guard_rails(recipe, model.num_parameters(), args.train_batch_size * args.world_size):
+        logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
     rows = groups + (held_out or [])
     _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
@@ -92,6 +96,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     )
     del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
+    guard_trackers(trainer)
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -102,6 +107,8 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     loop = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if recipe.training.get("do_eval") and held_out and not interrupt.asked:
+            _evaluate_the_end(trainer)
     finally:
         progress.close()
         interrupt.close()
@@ -122,11 +129,22 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     return summary
 
 
+def _evaluate_the_end(trainer: PreferenceTrainer) -> None:
+    """`do_eval: true`, as published: the model that is saved is evaluated, whatever eval_steps says."""
+    evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
+    if trainer.state.global_step not in evaluated:
+        trainer.evaluate()
+
+
 def build_arguments(recipe: Recipe) -> PreferenceArguments:
     """`TrainingArguments` with the recipe's global batch for this number of processes."""
     batch = resolve_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    warning = bf16_guard(recipe, _device_without_bf16(bool(recipe.training.get("use_cpu"))))
+    if warning is not None:
+        logger.warning(warning)
     given = {
         **recipe.training,
+        "report_to": usable_trackers(recipe.training["report_to"]),
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,
     }
@@ -139,6 +157,13 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
         return PreferenceArguments(**given)
     except (ValueError, TypeError, ImportError) as cause:
         raise RecipeError(f"{recipe.origin}: {str(cause).splitlines()[0]}") from cause
+
+
+def _device_without_bf16(on_cpu: bool) -> str | None:
+    """The name of the GPU, if it is used and only emulates bfloat16."""
+    if on_cpu or not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    return torch.cuda.get_device_name()
 
 
 def _check_fits(

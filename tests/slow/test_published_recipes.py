@@ -1,0 +1,87 @@
+"""Three published recipe files, launched as published, with only model and data pointed at what is on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from preftune.train.record import read_log
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The folder with a small real model and real pairs."""
+    folder = os.environ.get("PREFTUNE_TEST_DATA")
+    if not folder:
+        pytest.skip("a real model and pairs: set PREFTUNE_TEST_DATA to the folder that holds them")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(real, tmp_path_factory):
+    """A folder with a train and a test split of the same set, as a user lays out data of their own."""
+    folder = tmp_path_factory.mktemp("pairs")
+    source = real / "preferences/llamafactory"
+    for split, name in (("train", "dpo_en_demo.train.jsonl"), ("test", "dpo_en_demo.eval.jsonl")):
+        lines = (source / name).read_text(encoding="utf-8").splitlines()
+        (folder / f"{split}.jsonl").write_text("\n".join(lines[:64]) + "\n", encoding="utf-8")
+    return folder
+
+
+def launch(recipe, real, data, folder, *more):
+    """`accelerate launch ... scripts/run_simpo.py FILE --model_name_or_path=... --dataset=...`, on one CPU process."""
+    model = real / "models/stories260K-llama"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+    command += [str(ROOT / "scripts/run_simpo.py"), str(ROOT / f"training_configs/{recipe}.yaml")]
+    command += [f"--model_name_or_path={model}", f"--dataset={data}", f"--output_dir={folder}", *more]
+    names = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_LOG_LEVEL": "info", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def check_run(folder, done, steps):
+    """It trained, said the two lines, and left a model that loads, though save_steps is a million."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == steps
+    assert all(record["loss"] == record["loss"] for record in read_log(folder / "log.jsonl") if "loss" in record)
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["save_steps"] == 1000000
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 260032
+    assert len(AutoTokenizer.from_pretrained(folder)) == 512
+    assert done.stderr.count("wandb is not installed; the run goes on with log.jsonl") == 1
+    assert "Traceback" not in done.stderr
+    return summary
+
+
+def test_mistral_base_trains_and_evaluates_at_the_end(real, pairs, tmp_path):
+    done = launch("mistral-7b-base-simpo", real, pairs, tmp_path / "run", "--max_steps=2", "max_length=512",
+                  "--max_prompt_length", "256")  # fmt: skip
+    summary = check_run(tmp_path / "run", done, steps=2)
+    assert summary["objective"] == "simpo: -log σ(2·(A_w - A_l - 0.8))"
+    assert "eval_loss" in summary["metrics"]
+    assert done.stderr.count("attn_implementation flash_attention_2: there is no CUDA device") == 1
+
+
+def test_llama_3_instruct_v2_trains_with_the_published_ids(real, pairs, tmp_path):
+    exact = ["tokenization=princeton", "mixer_order=head", "chat_template=llama3"]
+    short = ["--max_steps=1", "max_length=512", "max_prompt_length=256", "on_bad_row=skip", "do_eval=false"]
+    done = launch("llama-3-8b-instruct-simpo-v2", real, pairs, tmp_path / "run", *exact, *short, "eval_strategy=no")
+    assert check_run(tmp_path / "run", done, steps=1)["objective"] == "simpo: -log σ(10·(A_w - A_l - 0.3))"
+
+
+def test_gemma_trains_with_eager_attention_on_one_file_of_pairs(real, pairs, tmp_path):
+    short = ["--max_steps=1", "max_length=512", "max_prompt_length=256"]
+    done = launch("gemma-2-9b-it-simpo", real, pairs / "train.jsonl", tmp_path / "run", *short)
+    assert check_run(tmp_path / "run", done, steps=1)["objective"] == "simpo: -log σ(10·(A_w - A_l - 0.5))"
+    assert "the data has no test split, so nothing is evaluated" in done.stderr
+    assert "attn_implementation" not in done.stderr
