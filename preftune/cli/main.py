@@ -19,10 +19,15 @@ from preftune.errors import PreftuneError
 VERBS: dict[str, str] = {
     "demo": "train a small model from nothing and show what SimPO changes",
     "train": "train by a recipe",
+    "rlhf": "train by the flags of the published rlhf commands (short: simpo dpo kto cpo orpo rm)",
+    "sft": "the same for supervised fine-tuning",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
 }
+
+# Verbs that are `rlhf` with its --rlhf_type.
+SHORT = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ipo", "rdpo", "slic_hf", "rrhf", "sft")
 
 _HELP = """usage: preftune VERB [...]
 
@@ -48,21 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"preftune {__version__}")
         return 0
+    if words[0] in SHORT:
+        return _run("rlhf", words[1:], words[0])
     if words[0] not in VERBS:
         return _unknown(words[0])
     return _run(words[0], words[1:])
 
 
 def _unknown(verb: str) -> int:
-    near = difflib.get_close_matches(verb, VERBS, n=1)
+    near = difflib.get_close_matches(verb, (*VERBS, *SHORT), n=1)
     meant = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}."
     return _fail(f"preftune: '{verb}' is not a verb; {meant}", 2)
 
 
-def _run(verb: str, words: list[str]) -> int:
+def _run(verb: str, words: list[str], *more: str) -> int:
     _log_to_stderr()
     try:
-        return int(importlib.import_module(f"preftune.cli.{verb}").main(words))
+        return int(importlib.import_module(f"preftune.cli.{verb}").main(words, *more))
     except PreftuneError as error:
         return _fail(f"{type(error).__name__}: {error}", error.exit_code)
     except KeyboardInterrupt as stop:  # training says with it what was saved and how to go on

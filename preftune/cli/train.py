@@ -41,14 +41,19 @@ def main(arguments: Sequence[str]) -> int:
 
     recipe = load_recipe(path, words)
     if options.dry_run:
-        _print_recipe(recipe, options.json)
+        print_recipe(recipe, options.json)
         return 0
+    return train_and_print(recipe, options.json)
+
+
+def train_and_print(recipe: Recipe, as_json: bool = False) -> int:
+    """Train by a recipe, and print the summary; returns the exit code."""
     _build_demo_model(recipe)
     from preftune.train.run import train_recipe
 
     summary = train_recipe(recipe)
     if os.environ.get("RANK", "0") == "0":
-        _print_summary(summary, recipe, options.json)
+        _print_summary(summary, recipe, as_json)
     return 0
 
 
@@ -67,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_recipe(recipe: Recipe, as_json: bool) -> None:
+def print_recipe(recipe: Recipe, as_json: bool) -> None:
+    """The resolved recipe, as a file that can be run."""
     from preftune.recipe import describe_objective
 
     if as_json:

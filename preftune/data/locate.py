@@ -98,7 +98,8 @@ def locate(source: Source, catalog: Catalog) -> list[Place]:
             f"{catalog.nearest(source.name)}. Correct it, or name the path alone."
         )
     subsets = _subsets(source, entry, implied)
-    path = source.path or (_local_copy(source, entry) if entry and source.registry != "HF" else None)
+    own = entry.path if entry and source.registry is None else None
+    path = source.path or own or (_local_copy(source, entry) if entry and source.registry != "HF" else None)
     if path is not None:
         if not (source.subsets or implied) and subsets[0] and next(path.rglob(subsets[0]), None) is None:
             subsets = [None]  # nobody asked for the default subset, and the copy is not divided
