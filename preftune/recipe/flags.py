@@ -50,6 +50,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             key="simpo_gamma",
             default=1.0,
             also=("gamma",),
+            only=("simpo", "alphapo"),
         ),
         Flag(
             "cpo_alpha",

@@ -143,7 +143,7 @@ def _refuse_absent(name: str, given: Given) -> None:
     harmless, reason = NOT_HERE[name]
     if given.value in harmless and not (isinstance(given.value, bool) and False not in harmless):
         return
-    raise RecipeError(f"{given.place} {said(given)} is not supported: {reason.format(types=', '.join(METHODS))}.")
+    raise RecipeError(f"{given.place} {said(given)} is not supported: {reason.replace('{types}', ', '.join(METHODS))}.")
 
 
 def _method(flags: Layer) -> str:

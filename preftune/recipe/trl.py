@@ -13,6 +13,7 @@ The defaults stay ours; a line in the log says where TRL's differ.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from preftune.errors import RecipeError
@@ -146,32 +147,48 @@ def fold_loss(file: Layer, last: Layer) -> tuple[Layer, Layer]:
     """
     both = merge(file, last)
     family = both["objective"].value if "objective" in both else None
-    given = both.get("loss_type")
-    if "discopop_tau" in both and (given is None or given.value not in ("discopop", ["discopop"])):
-        file, last = _without(file, last, "discopop_tau", both["discopop_tau"], "the loss is not discopop")
-    if given is None or family not in LOSSES:
-        return file, last
+    given = both.get("loss_type", Given("sigmoid", "recipe"))
     names = given.value if isinstance(given.value, list) else [given.value]
+    idle = _idle(both, family, names)
+    file, last = _without(file, idle), _without(last, idle)
+    if "loss_type" not in both or family not in LOSSES:
+        return file, last
     if len(names) == 1 and names[0] in OWN.get(family, ()):
-        return file, {**last, "loss_type": given._replace(value=names[0], text=None)}
+        last["loss_type"] = given._replace(value=names[0], text=None)
+        return file, last
     losses = [_loss(family, name, given) for name in names]
     added = _mixture(names, losses, both) if len(names) > 1 else _single(names[0], losses[0], both)
-    dropped = {"loss_type", "loss_weights", "discopop_tau"}
-    if len(names) > 1:
-        dropped |= {"beta", "label_smoothing"}
-    file, last = ({key: value for key, value in layer.items() if key not in dropped} for layer in (file, last))
-    if both.get("label_smoothing") and not both["label_smoothing"].value:  # TRL's default, of every loss
-        file, last = ({k: v for k, v in layer.items() if k != "label_smoothing"} for layer in (file, last))
+    folded = ["loss_type", "loss_weights", "discopop_tau"] + ["beta", "label_smoothing"] * (len(names) > 1)
     said = " + ".join(map(str, names))
     log.info("%s: 'loss_type' %s of %s is read as 'objective' %s.", given.place, said, family, added["objective"])
     if added["objective"] in DIFFERENT:
         log.info("%s: %s.", given.place, DIFFERENT[added["objective"]])
-    return file, {**last, **{key: Given(value, given.place) for key, value in added.items()}}
+    last = _without(last, folded) | {key: Given(value, given.place) for key, value in added.items()}
+    return _without(file, folded), last
 
 
-def _without(file: Layer, last: Layer, key: str, given: Given, because: str) -> tuple[Layer, Layer]:
-    log.info("%s: '%s' has no effect: %s.", given.place, key, because)
-    return {k: v for k, v in file.items() if k != key}, {k: v for k, v in last.items() if k != key}
+def _idle(both: Layer, family: object, names: list[Any]) -> list[str]:
+    """Keys that TRL's configs always have, and that say nothing about these losses."""
+    idle = []
+    if "discopop_tau" in both and "discopop" not in names:
+        idle.append("discopop_tau")
+    if "loss_weights" in both and (both["loss_weights"].value is None or len(names) == 1):
+        idle.append("loss_weights")
+    if family == "cpo":
+        idle += ["simpo_gamma"] * ("simpo_gamma" in both and "simpo" not in names)
+        idle += ["alpha"] * ("alpha" in both and not both["alpha"].value)
+    folds = family in LOSSES and any(name not in OWN.get(family, ()) for name in names)
+    if folds and "label_smoothing" in both and not both["label_smoothing"].value:
+        idle.append("label_smoothing")
+    for key in idle:
+        if both[key].value:
+            because = f"it is not of the loss {' + '.join(map(str, names))}"
+            log.info("%s: '%s' has no effect: %s.", both[key].place, key, because)
+    return idle
+
+
+def _without(layer: Layer, keys: Collection[str]) -> Layer:
+    return {key: given for key, given in layer.items() if key not in keys}
 
 
 def _loss(family: str, name: object, given: Given) -> Loss:
@@ -188,6 +205,8 @@ def _loss(family: str, name: object, given: Given) -> Loss:
 
 def _single(name: str, loss: Loss, both: Layer) -> dict[str, Any]:
     added = {"objective": loss.objective, **loss.keys}
+    if name == "simpo" and both.get("alpha") and both["alpha"].value:
+        added["objective"] = "alphapo"
     if name == "discopop" and "discopop_tau" in both:
         added["tau"] = both["discopop_tau"].value
     return added
