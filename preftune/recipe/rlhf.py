@@ -227,7 +227,6 @@ def _defaults(flags: Layer, last: Layer, method: str, processes: int) -> dict[st
         if flag.key is not None and flag.default is not None and not flag.only and not flag.key.startswith("lora_")
     }
     found = {FLAGS[name].key or name: value for name, value in always.items()}
-    del found["simpo_gamma"]
     if "activation_checkpointing" in training_kinds():
         found["activation_checkpointing"] = found.pop("gradient_checkpointing")
     found["warmup_steps"] = found.pop("warmup_ratio")  # below 1: a share

@@ -1,4 +1,4 @@
-"""The rlhf commands really train: each method on a small published model, with pairs about emoji; and in two processes."""
+"""The rlhf commands really train: each method on a small published model with pairs about emoji, and in two processes."""
 
 import json
 import os
