@@ -234,7 +234,7 @@ def _defaults(flags: Layer, last: Layer, method: str, processes: int) -> dict[st
     every = last.get("eval_steps", Given(50 if sft_type == "lora" else 200, DOCUMENTED)).value
     found |= {
         "output_dir": f"output/{_model_name(flags, last)}-{method}",
-        "torch_dtype": _auto_dtype() if "torch_dtype" not in last else None,
+        "torch_dtype": None if {"torch_dtype", "bf16", "fp16"} & last.keys() else _auto_dtype(),
         "truncation": "drop",
         "per_device_eval_batch_size": batch,
         "gradient_accumulation_steps": math.ceil(16 / max(batch * processes, 1)),

@@ -214,6 +214,13 @@ def test_auto_is_the_best_precision_of_the_device(monkeypatch, cuda, bf16, dtype
     assert recipe(dtype="AUTO").torch_dtype == recipe().torch_dtype == dtype
 
 
+def test_an_autocast_that_is_asked_for_goes_before_auto(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    found = recipe(fp16="true")
+    assert (found.torch_dtype, found.training["fp16"]) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("name", "stage"), [("default-zero2", 2), ("default-zero3", 3), ("zero2-offload", 2), ("zero3-offload", 3)]
 )

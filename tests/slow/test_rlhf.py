@@ -1,4 +1,4 @@
-"""The rlhf commands really train: each method on a small published model with pairs about emoji; in two processes too."""
+"""The rlhf commands really train: each method on a small published model with emoji pairs; in two processes too."""
 
 import json
 import os
