@@ -1,7 +1,7 @@
 # make demo     sets up and shows what SimPO does to a small model (needs nothing but Python 3.11 or later)
 # make test     the suite        make test-slow  the part that takes minutes
 # make check    lint, format, types, import direction
-# make bench    one optimizer step, timed           make docs  docs/objectives.md from the docstrings
+# make bench    one optimizer step, timed           make docs  the generated pages of docs/
 #
 # PIP_ARGS goes to every pip install, for an index of one's own:  make setup PIP_ARGS="--extra-index-url URL"
 # ARGS goes to the verb:                                           make demo ARGS="--seeds 0,1,2"
@@ -55,6 +55,7 @@ bench: setup
 
 docs: setup
 	$(BIN)/python docs/make_objectives.py
+	$(BIN)/python docs/make_flags.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="a folder with a model, such as a run folder or a checkpoint")
-    parser.add_argument("--system", metavar="TEXT", help="a system message at the start of the conversation")
+    parser.add_argument("--system", metavar="TEXT", help="a system message at the start; by default that of training")
     parser.add_argument("--temperature", type=_at_least_0, default=0.7, help="0 takes the likeliest token (0.7)")
     parser.add_argument("--max-tokens", type=_at_least_1, default=256, help="longest answer, in tokens (256)")
     parser.add_argument("--seed", type=int, help="of the sampling, for the same answers again")

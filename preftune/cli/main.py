@@ -21,10 +21,15 @@ VERBS: dict[str, str] = {
     "train": "train by a recipe",
     "check": "look at the data of a run before it starts: mapping, lengths, cuts, cost",
     "presets": "list the published settings that `train --preset` runs",
+    "rlhf": "train by the flags of the published rlhf commands (short: simpo dpo kto cpo orpo rm)",
+    "sft": "the same for supervised fine-tuning",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
 }
+
+# Verbs that are `rlhf` with its --rlhf_type.
+SHORT = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ipo", "rdpo", "slic_hf", "rrhf", "sft")
 
 _HELP = """usage: preftune VERB [...]
 
@@ -50,22 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"preftune {__version__}")
         return 0
+    if words[0] in SHORT:
+        return run_verb("rlhf", words[1:], words[0])
     if words[0] not in VERBS:
         return _unknown(words[0])
     return run_verb(words[0], words[1:])
 
 
 def _unknown(verb: str) -> int:
-    near = difflib.get_close_matches(verb, VERBS, n=1)
+    near = difflib.get_close_matches(verb, (*VERBS, *SHORT), n=1)
     meant = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}."
     return _fail(f"preftune: '{verb}' is not a verb; {meant}", 2)
 
 
-def run_verb(verb: str, words: Sequence[str]) -> int:
+def run_verb(verb: str, words: Sequence[str], *more: str) -> int:
     """Run the `main` of a file in this folder; returns the exit code, an error being one line."""
     _log_to_stderr()
     try:
-        return int(importlib.import_module(f"preftune.cli.{verb}").main(words))
+        return int(importlib.import_module(f"preftune.cli.{verb}").main(words, *more))
     except PreftuneError as error:
         return _fail(f"{type(error).__name__}: {error}", error.exit_code)
     except KeyboardInterrupt as stop:  # training says with it what was saved and how to go on

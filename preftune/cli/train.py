@@ -63,8 +63,13 @@ def run(recipe: Recipe, *, dry_run: bool, as_json: bool) -> int:
         PreftuneError: the data or the model is wrong.
     """
     if dry_run:
-        _print_recipe(recipe, as_json)
+        print_recipe(recipe, as_json)
         return 0
+    return train_and_print(recipe, options.json)
+
+
+def train_and_print(recipe: Recipe, as_json: bool = False) -> int:
+    """Train by a recipe, and print the summary; returns the exit code."""
     _build_demo_model(recipe)
     from preftune.train.run import train_recipe
 
@@ -92,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_recipe(recipe: Recipe, as_json: bool) -> None:
+def print_recipe(recipe: Recipe, as_json: bool) -> None:
+    """The resolved recipe, as a file that can be run."""
     from preftune.recipe import describe_objective
 
     if as_json:

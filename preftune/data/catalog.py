@@ -1,10 +1,13 @@
 """Named data sets: where they are, their splits, and which of their columns is what.
 
 In: `catalog.yaml` beside this file, the file that PREFTUNE_CATALOG names, and the one that is given; a later entry
-replaces an earlier one of the same name. Out: `CatalogEntry`. An entry in YAML, with every key it may have:
+replaces an earlier one of the same name. A JSON file in the form of ms-swift's `--custom_dataset_info` is understood
+too: hf_dataset_id and dataset_id are read as hub, dataset_path as path, split and columns as here. Out: `CatalogEntry`.
+An entry in YAML, with every key it may have:
 
     my-pairs:
       hub: owner/my-pairs                 # its name on the hub; without it, a local copy is needed
+      path: pairs.jsonl                   # a local copy, beside this file or from the current folder
       aliases: [pairs, other/name]        # other names for the same
       subsets: [easy, hard]               # my-pairs:easy, and my-pairs-easy as an alias
       default_subset: easy                # when none is named; without it, the whole
@@ -44,6 +47,7 @@ class CatalogEntry:
 
     name: str
     hub: str | None = None
+    path: Path | None = None
     aliases: tuple[str, ...] = ()
     subsets: tuple[str, ...] = ()
     default_subset: str | None = None
@@ -105,6 +109,7 @@ def _read_entries(path: Path) -> dict[str, CatalogEntry]:
 
 KINDS: dict[str, tuple[type, str]] = {
     "hub": (str, "text"),
+    "path": (str, "text"),
     "aliases": (list, "a list"),
     "subsets": (list, "a list"),
     "default_subset": (str, "text"),
@@ -122,6 +127,7 @@ def _to_entry(name: str, values: object, path: Path) -> CatalogEntry:
     where = f"{path}: catalogue entry '{name}'"
     if not isinstance(values, dict):
         raise RecipeError(f"{where} is {describe(values)}; expected a map such as {{hub: owner/name}}.")
+    values = _from_custom_info(values, where)
     for key, value in values.items():
         if key not in KINDS:
             near = nearest(str(key), KINDS)
@@ -133,10 +139,59 @@ def _to_entry(name: str, values: object, path: Path) -> CatalogEntry:
     if "exclude" in given:
         listed = {key: value if isinstance(value, list) else [value] for key, value in given["exclude"].items()}
         given["exclude"] = {key: tuple(value) for key, value in listed.items()}
+    if "path" in given:
+        given["path"] = _local(given["path"], path, where)
     _check_choices(given, where)
     if "layout" in given:
         given["layout"] = Layout(given["layout"])
     return CatalogEntry(name, **given)
+
+
+def _local(text: str, catalog: Path, where: str) -> Path:
+    """The file or folder that an entry names, beside the catalogue or from the current folder."""
+    named = Path(text).expanduser()
+    for place in (catalog.parent / named, named):
+        if place.exists():
+            return place
+    raise RecipeError(f"{where}: 'path' names '{text}', which does not exist. Correct it, or leave it out.")
+
+
+def _from_custom_info(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """An entry of ms-swift's custom_dataset_info as one of ours; what is one already, as it is."""
+    given = {
+        key: value for key, value in values.items() if value is not None and key not in ("tags", "help", "huge_dataset")
+    }
+    ids = [given.pop(key) for key in ("hf_dataset_id", "dataset_id") if key in given]
+    if ids:
+        given.setdefault("hub", ids[0])
+        given["aliases"] = [*given.get("aliases", []), *(name for name in ids[1:] if name != ids[0])]
+    if "dataset_path" in given:
+        given.setdefault("path", given.pop("dataset_path"))
+    if "split" in given:
+        named = given.pop("split")
+        names = [named] if isinstance(named, str) else list(named)
+        given["splits"] = dict(zip(("train", "test"), names, strict=False))
+    if isinstance(given.get("subsets"), list) and given["subsets"] and "default_subset" not in given and ids:
+        given["default_subset"] = str(given["subsets"][0])
+    return _conversations(given, where)
+
+
+def _conversations(given: dict[str, Any], where: str) -> dict[str, Any]:
+    if "conversations" not in given:
+        return given
+    said = given.pop("conversations")
+    column = said.pop("conversations_key", "conversations") if isinstance(said, dict) else None
+    usual = {"user_role": "user", "assistant_role": "assistant", "system_role": "system"}
+    names = {"from_key": ("from", "role"), "value_key": ("value", "content"), "error_strategy": ("ignore", "delete")}
+    for key, value in said.items() if isinstance(said, dict) else []:
+        if value is not None and value not in (usual.get(key), *names.get(key, ()), "human", "gpt"):
+            raise RecipeError(
+                f"{where}: 'conversations.{key}' {value!r} is not supported; turns are {{from, value}} or "
+                "{role, content} of user (human), assistant (gpt) and system. Rename them in the file."
+            )
+    if column and column != "conversations":
+        given["columns"] = {**given.get("columns", {}), column: "conversations"}
+    return given
 
 
 def _check_choices(given: Mapping[str, Any], where: str) -> None:

@@ -100,7 +100,8 @@ def locate(source: Source, catalog: Catalog) -> list[Place]:
     if entry is None and source.subsets and source.path is not None and not source.path.is_dir():
         raise RecipeError(f"'{source.name}' is one file and has no subset '{source.subsets[0]}'. Leave it out.")
     subsets = _subsets(source, entry, implied)
-    path = source.path or (_local_copy(source, entry) if entry and source.registry != "HF" else None)
+    own = entry.path if entry and source.registry is None else None
+    path = source.path or own or (_local_copy(source, entry) if entry and source.registry != "HF" else None)
     if path is not None:
         if not (source.subsets or implied) and subsets[0] and next(path.rglob(subsets[0]), None) is None:
             subsets = [None]  # nobody asked for the default subset, and the copy is not divided

@@ -97,7 +97,8 @@ def load_preferences(
             mappings=mappings,
         )
         if held_out and test_split_size is not None:
-            read = _hold_out(read, test_split_size, seed, source.name)[role_of(split)]
+            prompts = 2 if Layout(layout) is Layout.UNPAIRED else 1  # KTO compares with another prompt's response
+            read = _hold_out(read, test_split_size, seed, source.name, prompts)[role_of(split)]
         examples += read
     if not examples:
         raise DataError(f"'dataset' gives no rows for '{split}'. Raise the weights, or name other data.")
@@ -201,13 +202,20 @@ def _columns_of(
 # --- a test split where there is none
 
 
-def _hold_out(examples: Sequence[Example], size: float | int, seed: int, name: str) -> dict[Role, list[Example]]:
-    """The examples for training and at most `size` held out for testing: whole prompts, drawn by the seed."""
+def _hold_out(
+    examples: Sequence[Example], size: float | int, seed: int, name: str, prompts: int = 1
+) -> dict[Role, list[Example]]:
+    """The examples for training and at most `size` held out for testing: whole prompts, drawn by the seed.
+
+    A share that is less than one prompt (or `prompts` of them) is that many.
+    """
     wanted = size if isinstance(size, int) else round(size * len(examples))
     by_prompt: dict[object, list[int]] = {}
     for index, example in enumerate(examples):
         by_prompt.setdefault(example.prompt, []).append(index)
     groups = list(by_prompt.values())
+    if isinstance(size, float):
+        wanted = max(wanted, sum(sorted(map(len, groups))[:prompts]))
     held: set[int] = set()
     for number in np.random.default_rng(seed).permutation(len(groups)):
         if len(held) + len(groups[number]) <= wanted:

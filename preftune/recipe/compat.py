@@ -14,6 +14,7 @@ from typing import Any
 from preftune.data.truncate import TRUNCATION_ALIASES
 from preftune.errors import RecipeError
 from preftune.recipe.layers import Given, Layer
+from preftune.recipe.trl import TRL_ALIASES, TRL_IGNORED, TRL_REFUSED, unfold
 from preftune.recipe.values import Mismatch, coerce
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ ALIASES: dict[str, str] = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
+    **TRL_ALIASES,
 }
 
 # Other spellings of an objective's name.
@@ -77,6 +79,7 @@ IGNORED: dict[str, str] = {
     "tpu_num_cores": "transformers 5 no longer has it",
     "torchdynamo": "transformers 5 no longer has it",
     "ray_scope": "transformers 5 no longer has it",
+    **TRL_IGNORED,
 }
 
 # Key: (the values that ask for nothing, why any other is refused).
@@ -90,6 +93,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "ignore_data_skip": ((False,), "resuming jumps to its place without reading; leave it out"),
     "dataloader_drop_last": ((False,), "the last, smaller step counts its own pairs, so none is dropped; leave it out"),
     "logging_nan_inf_filter": ((False,), "a loss that is not finite stops the run; leave it out"),
+    **TRL_REFUSED,
 }
 
 
@@ -101,7 +105,7 @@ def rename(layer: Layer, training: dict[str, Any]) -> Layer:
     """
     renamed: Layer = {}
     origins: dict[str, str] = {}
-    for key, given in layer.items():
+    for key, given in unfold(layer).items():
         if key in IGNORED:
             log.info("%s: '%s' has no effect: %s.", given.place, key, IGNORED[key])
             continue

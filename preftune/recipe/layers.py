@@ -119,11 +119,11 @@ def read_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> Layer:
     layer: Layer = {}
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            _put(layer, key, Given(value, "argument"))
+            _put(layer, key, value if isinstance(value, Given) else Given(value, "argument"))
         return layer
     for word in overrides:
         key, text = _split(word)
-        _put(layer, key, Given(_value(text), COMMAND_LINE, text))
+        _put(layer, key, Given(parse_value(text), COMMAND_LINE, text))
     return layer
 
 
@@ -138,7 +138,7 @@ def _split(word: str) -> tuple[str, str]:
     return key, text
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A number, bool, null, list or mapping where the text clearly is one, else the text itself."""
     try:
         value = yaml.load(text, Loader=_Loader)

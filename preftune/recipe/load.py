@@ -19,6 +19,7 @@ from preftune.recipe.follow import follow
 from preftune.recipe.layers import Given, Layer, merge, read_file, read_overrides
 from preftune.recipe.schema import SCHEMA_KEYS, Recipe
 from preftune.recipe.training import training_kinds
+from preftune.recipe.trl import TRL_KEYS, fold_loss
 from preftune.recipe.values import Mismatch, coerce, nearest
 
 _DEFAULT_OBJECTIVE = "simpo"
@@ -40,8 +41,33 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
             key, what was expected, what was found, and what to do.
     """
     origin = "recipe" if path is None else str(path)
+    file, last = {} if path is None else read_file(Path(path)), read_overrides(overrides)
+    name = None if path is None else Path(path).stem
+    return resolve(file, last, origin, name=name, published=True)
+
+
+def resolve(
+    file: Layer,
+    last: Layer,
+    origin: str,
+    *,
+    name: str | None = None,
+    required: Mapping[str, str] | None = None,
+    published: bool = False,
+) -> Recipe:
+    """The recipe of two layers, of which the second wins.
+
+    Args:
+        origin: what an error that is about no single key starts with.
+        name: of the recipe, for its run folder.
+        required: the keys that may not be left out, with the remedy.
+        published: `file` is a recipe of its own, whose data and devices `last` may replace (`follow`).
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     try:
-        file, last = _given(path, overrides)
+        file, last = _renamed(file, last, published)
         objective = _objective_of(merge(file, last), origin)
         layer = merge(compat.rename_own(file, objective), compat.rename_own(last, objective))
         layer = compat.refuse_senseless(compat.fold_gamma(layer, objective_defaults(objective)))
@@ -50,14 +76,18 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] | Mapping[str,
         values = {key: _typed(key, given, kinds[key]) for key, given in layer.items()}
     except RecursionError:
         raise RecipeError(f"{origin}: the values are nested without end; an anchor holds itself.") from None
-    return _build(values, objective, path, {key: given.place for key, given in layer.items()})
+    for key, remedy in (required or _REQUIRED).items():
+        if key not in values:
+            raise RecipeError(f"{origin}: '{key}' is missing. {remedy}")
+    return _build(values, objective, origin, name, {key: given.place for key, given in layer.items()})
 
 
-def _given(path: str | Path | None, overrides: Sequence[str] | Mapping[str, Any]) -> tuple[Layer, Layer]:
+def _renamed(file: Layer, last: Layer, published: bool) -> tuple[Layer, Layer]:
     training = training_kinds()
-    file = {} if path is None else compat.rename(simpo_repository.to_our_keys(read_file(Path(path))), training)
-    last = compat.rename(simpo_repository.to_our_keys(read_overrides(overrides)), training)
-    return follow(compat.override_gamma(file, last), last), last
+    file = compat.rename(simpo_repository.to_our_keys(file), training)
+    last = compat.rename(simpo_repository.to_our_keys(last), training)
+    file, last = fold_loss(compat.override_gamma(file, last), last)
+    return (follow(file, last) if published else file), last
 
 
 def _objective_of(layer: Layer, origin: str) -> str:
@@ -92,12 +122,20 @@ def _check_keys(layer: Layer, kinds: dict[str, Any], objective: str) -> None:
                 f"{given.place}: '{key}' is a key of {', '.join(owners)}, but 'objective' is {objective}. "
                 f"Remove it, or set objective: {owners[0]}."
             )
-        everything = {*kinds, *compat.ALIASES, *compat.GAMMAS, compat.WARMUP_RATIO, *compat.REFUSED, *compat.IGNORED}
-        everything |= {*compat.TRUNCATION_ALIASES, *simpo_repository.KEYS}
-        everything |= {name for other in objective_names() for name in objective_defaults(other)}
-        meant = nearest(key, sorted(everything))
+        meant = nearest(key, sorted(known_keys()))
         remedy = "" if meant.endswith("?") else " Remove it; known are our own keys and those of TrainingArguments."
         raise RecipeError(f"{given.place}: '{key}' is not a key of a recipe{meant}{remedy}")
+
+
+def known_keys() -> set[str]:
+    """Every name that a recipe of any objective may have: keys, aliases, retired and refused ones."""
+    known = {*training_kinds(), *SCHEMA_KEYS, *compat.ALIASES, *compat.GAMMAS, compat.WARMUP_RATIO}
+    known |= {*compat.REFUSED, *compat.IGNORED, *compat.TRUNCATION_ALIASES, *compat.RENAMED_BY_TRANSFORMERS}
+    return (
+        known
+        | {*TRL_KEYS, *simpo_repository.KEYS}
+        | {name for other in objective_names() for name in objective_defaults(other)}
+    )
 
 
 def _names_of(objective: str) -> set[str]:
@@ -119,13 +157,9 @@ def _typed(key: str, given: Given, kind: Any) -> Any:
     raise RecipeError(f"{given.place}: '{key}' must be {expected}, found {found}.")
 
 
-def _build(values: dict[str, Any], objective: str, path: str | Path | None, places: dict[str, str]) -> Recipe:
-    origin = "recipe" if path is None else str(path)
-    for key, remedy in _REQUIRED.items():
-        if key not in values:
-            raise RecipeError(f"{origin}: '{key}' is missing. {remedy}")
-    if path is not None:
-        values.setdefault("output_dir", f"runs/{Path(path).stem}")
+def _build(values: dict[str, Any], objective: str, origin: str, name: str | None, places: dict[str, str]) -> Recipe:
+    if name is not None:
+        values.setdefault("output_dir", f"runs/{name}")
     own = objective_defaults(objective)
     return Recipe(
         **{key: values[key] for key in SCHEMA_KEYS if key in values},

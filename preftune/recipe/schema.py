@@ -67,6 +67,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "dataset_catalog",
         "mixer_order",
         "test_split_size",
+        "system_prompt",
     ),
     "tokens": (
         "max_length",
@@ -130,6 +131,7 @@ class Recipe:
         dataset_catalog: a YAML file with more named data sets.
         mixer_order: rows of a weight are drawn by the seed (random), or are the first ones, as published (head).
         test_split_size: what is held out of a source without a test split: a share, or a number of examples.
+        system_prompt: the system text of rows that have none.
         ranked_pairs: how ranked rows become pairs: best_worst, or all.
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens that a prompt keeps when the pair is too long; null: what the response leaves.
@@ -196,6 +198,7 @@ class Recipe:
     dataset_catalog: str | None = None
     mixer_order: Literal["random", "head"] = "random"
     test_split_size: int | float | None = None
+    system_prompt: str | None = None
     max_length: int = 1024
     max_prompt_length: int | None = None
     truncation: TruncationMode = "prompt_then_response"

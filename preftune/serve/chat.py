@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import PreTrainedModel, TextStreamer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -129,6 +130,8 @@ def chat(
     loaded = load_model(folder, torch_dtype="float32" if device == "cpu" else "auto").to(device).eval()
     if seed is not None:
         set_seed(seed)
+    if system is None:
+        system = trained_system(Path(folder))
     talk = Chat(
         loaded, read_chat_format(load_tokenizer(folder)), system, temperature, max_tokens, history and at_terminal
     )
@@ -141,6 +144,21 @@ def chat(
             talk.reset()
         else:
             talk.ask(question)
+
+
+def trained_system(folder: Path) -> str | None:
+    """The `system_prompt` of the run that the model is from: what rows without a system text were trained with."""
+    for recipe in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
+        if recipe.is_file():
+            try:
+                said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+            except yaml.YAMLError:
+                return None
+            text = said.get("system_prompt") if isinstance(said, dict) else None
+            if text:
+                log.info("The system text of training is used; --system '' leaves it out.")
+            return text
+    return None
 
 
 def model_folder(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
 from preftune.recipe.guards import template_guard
 from preftune.train.tokenizer import check_same_prompts
-from preftune.types import Example, Layout, TokenizedGroup
+from preftune.types import Example, Layout, Message, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 MANY = 2000  # rows from which a bar is shown
@@ -71,6 +72,7 @@ def load_examples(
         test_split_size=recipe.test_split_size,
         catalog=recipe.dataset_catalog,
     )
+    examples = with_system(examples, recipe.system_prompt)
     if objective.layout == Layout.UNPAIRED and split == "train":
         kto = next(part for part in getattr(objective, "objectives", (objective,)) if isinstance(part, KTO))
         logger.info("Classes: %s", class_balance(examples, kto.desirable_weight, kto.undesirable_weight))
@@ -122,6 +124,19 @@ def tokenize_for(
             f"({reasons}). Raise max_length, or choose another truncation."
         )
     return groups, report
+
+
+def with_system(examples: Sequence[Example], text: str | None) -> list[Example]:
+    """The examples, with `text` as system message in front of the prompts that have none."""
+    if not text:
+        return list(examples)
+    message = Message("system", text)
+    return [
+        example
+        if any(said.role == "system" for said in example.prompt)
+        else replace(example, prompt=(message, *example.prompt))
+        for example in examples
+    ]
 
 
 def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.data.plan import Cut
@@ -39,6 +39,7 @@ from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
 from preftune.train.passes import RunningMean, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
+from preftune.train.raw import to_arguments, to_groups
 from preftune.train.saving import SealedTrainer
 from preftune.train.step import Packing, StepLoss, micro_batch_loss, step_counts
 from preftune.types import Origin, PackedBatch, ResponseLogps, Step, TokenizedGroup
@@ -57,10 +58,12 @@ class PreferenceTrainer(SealedTrainer):
 
     Args:
         model: a transformers model; it becomes a policy in place (`preftune.model.policy.to_policy`).
-        args: `PreferenceArguments`; plain `TrainingArguments` are not enough, the batch must be folded.
+        args: `PreferenceArguments`, or `TrainingArguments`, whose batch is folded into the same.
         objective: an `Objective`, or its name for the published defaults.
-        train_dataset, eval_dataset: tokenized groups.
-        processing_class: the tokenizer, saved beside the weights.
+        train_dataset, eval_dataset: a `datasets.Dataset` or rows in the forms of files (TRL's among them), or token
+            groups; see `preftune.train.raw`.
+        processing_class: the tokenizer, saved beside the weights; rows of text need it.
+        max_length, max_prompt_length, truncation: of rows of text, as in a recipe.
         sft_weight, sft_normalization: see `StepLoss`.
         reference_model: the reference of an objective that needs one; None takes the model as it is at the start (of a
             fresh adapter the base model, of a trained one the adapter as it is).
@@ -77,11 +80,14 @@ class PreferenceTrainer(SealedTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: PreferenceArguments,
+        args: TrainingArguments,
         *,
         objective: Objective | str = "simpo",
-        train_dataset: Sequence[TokenizedGroup],
-        eval_dataset: Sequence[TokenizedGroup] | None = None,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        max_length: int | None = 1024,
+        max_prompt_length: int | None = None,
+        truncation: str = "prompt_then_response",
         sft_weight: float = 0.0,
         sft_normalization: str = "token",
         reference_model: PreTrainedModel | None = None,
@@ -95,7 +101,12 @@ class PreferenceTrainer(SealedTrainer):
         **kwargs: Any,
     ) -> None:
         built = load_objective(objective) if isinstance(objective, str) else objective
+        args = to_arguments(args)
         self.loss = StepLoss(built, sft_weight, sft_normalization)
+        tokenizer = kwargs.get("processing_class")
+        limits = {"max_length": max_length, "max_prompt_length": max_prompt_length, "truncation": truncation}
+        train_dataset = to_groups(train_dataset, "train_dataset", built, tokenizer, **limits)
+        eval_dataset = to_groups(eval_dataset, "eval_dataset", built, tokenizer, **limits)
         self.cut = cut or Cut(max_tokens=default_micro_batch_tokens(args.device))
         self.share_prompt, self.master_weights = share_prompt, master_weights
         self.metrics, self.running = MetricSums(), RunningMean()

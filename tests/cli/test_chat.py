@@ -137,3 +137,13 @@ def test_a_run_without_a_final_model_gives_its_newest_checkpoint(tmp_path):
 def test_a_wrong_option_leaves_with_2(words, capsys):
     assert main(["chat", "x", *words]) == 2
     assert "usage: preftune chat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["", "checkpoint-5"])
+def test_the_system_text_of_training_is_the_default(tmp_path, place):
+    from preftune.serve.chat import trained_system
+
+    (tmp_path / "recipe.yaml").write_text("system_prompt: Be brief.\n")
+    assert trained_system(tmp_path / place) == "Be brief."
+    (tmp_path / "recipe.yaml").write_text("system_prompt: null\n")
+    assert trained_system(tmp_path / place) is None

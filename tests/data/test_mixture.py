@@ -243,7 +243,11 @@ def test_holding_out_keeps_to_the_split_that_was_asked_for(tmp_path):
     assert len(load_preferences(str(tmp_path / "A"), split="odd", test_split_size=0.5)) == 4
 
 
-@pytest.mark.parametrize("size", [0.01, 10, 20])
+def test_a_share_of_less_than_one_prompt_holds_out_one(two):
+    assert len(load_preferences(two[0], split="test", test_split_size=0.01)) == 1
+
+
+@pytest.mark.parametrize("size", [0.99999, 10, 20])
 def test_holding_out_nothing_or_everything_is_refused(two, size):
     with pytest.raises(DataError, match=r"A\.jsonl: test_split_size .* of 10 examples \(10 prompts\)"):
         load_preferences(two[0], test_split_size=size)

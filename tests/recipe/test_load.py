@@ -173,6 +173,7 @@ SCHEMA_VALUES = {
     "dataset_catalog": "c.yaml",
     "mixer_order": "head",
     "test_split_size": 0.05,
+    "system_prompt": "Be brief.",
     "truncation": "keep_end",
     "cut_response_end": "append",
     "tokenization": "princeton",
@@ -229,7 +230,7 @@ def test_the_values_of_training_arguments_survive_a_round_trip(recipe_of, tmp_pa
         key: value
         for key, value in {bool: True, int: 7, float: 0.25, str: "text"}.items()
         for key, value in {name: value for name, kind in training_kinds().items() if kind is key}.items()
-        if key not in REFUSED and key not in ("load_best_model_at_end", "fp16", "eval_on_start")
+        if key not in REFUSED and key not in ("load_best_model_at_end", "fp16", "eval_on_start", "use_liger_kernel")
     }
     recipe = recipe_of(yaml.safe_dump(values), "output_dir=x")
     assert values.items() <= recipe.training.items()
