@@ -65,7 +65,7 @@ def run(recipe: Recipe, *, dry_run: bool, as_json: bool) -> int:
     if dry_run:
         print_recipe(recipe, as_json)
         return 0
-    return train_and_print(recipe, options.json)
+    return train_and_print(recipe, as_json)
 
 
 def train_and_print(recipe: Recipe, as_json: bool = False) -> int:
