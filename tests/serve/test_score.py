@@ -170,7 +170,9 @@ def test_long_texts_are_cut_and_counted(reward):
     long, short = example("Why? " * 100, "Because."), example("Hi", "Yes")
     scores = score_examples(opened, [long, short])
     assert scores.cut == 1  # the model reads 256 tokens
-    assert scores.values[1] == pytest.approx(score_examples(opened, [short]).values[0], rel=1e-5)  # rounding: other rows
+    assert scores.values[1] == pytest.approx(
+        score_examples(opened, [short]).values[0], rel=1e-5
+    )  # rounding: other rows
     assert score_examples(opened, [short], max_length=12).cut == 1
 
 
