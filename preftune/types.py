@@ -37,10 +37,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation; `role` is system, user, assistant or tool.
+
+    `tool_calls` of an assistant's turn is the JSON text of a list of `{id, type, function: {name, arguments}}`;
+    `tool_call_id` and `name` of a tool's turn say which call it answers. Empty where there is none.
+    """
 
     role: str
     content: str
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,24 @@ class Example:
 
     `prompt` is a conversation that ends before the answer. `responses` are the final assistant turns, best first
     (chosen, rejected). `scores` are empty or one number a response; of an unpaired row, 1 for desirable and 0 for
-    undesirable.
+    undesirable. `weight` multiplies the row's loss. `tools` is the JSON text of the list of tools, empty without any.
     """
 
     prompt: tuple[Message, ...]
     responses: tuple[str, ...]
     origin: Origin
     scores: tuple[float, ...] = ()
+    weight: float = 1.0
+    tools: str = ""
+
+    def pick(self, *places: int, scores: tuple[float, ...] | None = None) -> Example:
+        """The example with these of its responses, and their scores or the given ones; all else stays."""
+        own = tuple(self.scores[place] for place in places) if self.scores else ()
+        return replace(
+            self,
+            responses=tuple(self.responses[place] for place in places),
+            scores=own if scores is None else scores,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class TokenizedGroup:
     """One prompt and K responses as token ids. Every prompt has at least one token, every response at least one.
 
     `scores` are empty or one number a response; of an unpaired row, 1 for desirable and 0 for undesirable.
+    `weight` multiplies the group's loss, see `PackedBatch.row_weights`.
     `reference` is empty or one log-prob a response (nats, summed over tokens), precomputed under the reference model;
     of an unpaired row then follows that of its probe, for every epoch.
     """
@@ -72,6 +91,7 @@ class TokenizedGroup:
     origin: Origin
     scores: tuple[float, ...] = ()
     reference: tuple[float, ...] = ()
+    weight: float = 1.0
 
     def shared_length(self, feed_last: bool = False) -> int:
         """Tokens at the front that all responses have in common and that are fed to the model once.
@@ -214,6 +234,9 @@ class PackedBatch:
     scored (N,) index into T of the state that predicts target i; targets (N,) token ids; owner (N,) response number
     in [0, S). Targets are ordered group by group, response by response. lengths (G, K) int64.
     weights (G,) float32: 1, or 0 for a filler that keeps the ranks in step.
+    row_weights (G,) float32: what the loss of each group is multiplied by, 1 where the data says nothing. The divisor
+    stays the plain count of the step: a group of weight 2 pulls as if it stood there twice, whatever its neighbours
+    weigh, and a step of light groups is a small step. Metrics but the loss leave it out.
     rows_per_group: scored tokens of each group, on the host, so that cutting needs no device read.
     ends (S,): index into T of the state of each response's last token, group by group, response by response, 0 where a
     ranked group has a gap; None where that token is not fed.
@@ -228,6 +251,7 @@ class PackedBatch:
     lengths: Tensor
     feedback: Feedback
     weights: Tensor
+    row_weights: Tensor
     rows_per_group: tuple[int, ...]
     origins: tuple[Origin, ...]
     reference: ResponseLogps | None = None
@@ -240,7 +264,7 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> PackedBatch:
         if self.input_ids.device == torch.device(device):
             return self
-        names = ("input_ids", "position_ids", "scored", "targets", "owner", "lengths", "weights")
+        names = ("input_ids", "position_ids", "scored", "targets", "owner", "lengths", "weights", "row_weights")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         reference = None if self.reference is None else self.reference.to(device)
         ends = None if self.ends is None else self.ends.to(device, non_blocking=True)

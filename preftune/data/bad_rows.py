@@ -36,6 +36,7 @@ class Problem(StrEnum):
     TIE = "tie"
     TOO_FEW = "too few responses"
     WRONG_NUMBER = "wrong number"
+    WRONG_TOOLS = "wrong tools"
     CONTRADICTION = "scores contradict the pair"
 
 

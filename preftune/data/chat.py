@@ -9,6 +9,7 @@ The rules, found out once for a tokenizer by rendering probes (`read_chat_format
     end        the template's end-of-turn token, once, scored; text after it is cut; without such a token, EOS.
     system     where the template has no such role, in front of the next user turn, a blank line between them.
     date       none: a template that asks for the clock gets none, or a constant.
+    tools      as the template writes them; calls and results that it would not write are refused, row by row.
     special    tokens spelt out in a message are text (`preftune.data.literal`); without a template they are tokens,
                because the text may have been rendered before.
     no template (base models): the contents joined by a blank line, the answer right after them, then EOS.
@@ -16,9 +17,11 @@ The rules, found out once for a tokenizer by rendering probes (`read_chat_format
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -29,7 +32,7 @@ from preftune.types import Message, Origin
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turn = dict[str, str]
+Turn = dict[str, Any]
 
 BLANK_LINE = "\n\n"
 PROBE_SYSTEM, PROBE_QUESTION, PROBE_ANSWER = "preftune rules", "preftune asks", "preftune answers"
@@ -77,29 +80,74 @@ class ChatFormat:
         Special tokens that are spelt out in them are masked, here and in what is rendered from them.
         """
         if self.literal is not None:
-            messages = [Message(message.role, self.literal.mask(message.content)) for message in messages]
-        if not self.folds_system:
-            return [{"role": message.role, "content": message.content} for message in messages]
-        return _folded(messages)
+            messages = [_masked(message, self.literal) for message in messages]
+        return _folded(messages) if self.folds_system else [_turn(message) for message in messages]
+
+    def tool_list(self, tools: str) -> list[Any] | None:
+        """A row's tools as the template takes them, masked as the messages are; None where there are none."""
+        return json.loads(self.literal.mask(tools) if self.literal is not None else tools) if tools else None
 
     def spells_special(self, messages: Sequence[Message], answers: Sequence[str]) -> bool:
         """Whether a special token is spelt out in a text, where that is not meant."""
         if self.literal is None:
             return False
-        texts = [*(message.content for message in messages), *map(self._without_end, answers)]
+        said = [text for message in messages for text in (message.content, message.tool_calls)]
+        texts = [*said, *map(self._without_end, answers)]
         return any(map(self.literal.found_in, texts))
 
-    def prompt_text(self, turns: list[Turn], origin: Origin | None = None) -> str:
+    def prompt_text(self, turns: list[Turn], origin: Origin | None = None, tools: list[Any] | None = None) -> str:
         """The prompt with the answer's header. Raises DataError when the template refuses the conversation."""
+        if not self.writes_tool_turns and any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+            raise DataError(
+                f"{origin}: the conversation has tool calls or results, and the chat template "
+                f"{'does not write them' if self.template else 'is missing'}. Give the model's own template as a "
+                "file (the named ones write no tools), or delete the row."
+            )
         if self.template is None:
             return BLANK_LINE.join(turn["content"] for turn in turns)
-        return self._render(turns, origin, header=True)
+        return self._render(turns, origin, header=True, tools=tools)
+
+    @cached_property
+    def writes_tool_turns(self) -> bool:
+        """Whether a call with its arguments, and its result, come through the template."""
+        if self.template is None:
+            return False
+        call = {
+            "id": "preftune0",
+            "type": "function",
+            "function": {"name": "probe_call", "arguments": {"probe_key": 7}},
+        }
+        turns: list[Turn] = [
+            {"role": "user", "content": PROBE_QUESTION},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "probe_result", "tool_call_id": "preftune0", "name": "probe_call"},
+        ]
+        try:
+            text = _render(self.tokenizer, self.template, turns, header=True)
+        except Exception:  # as in `_knows_system`
+            return False
+        return all(probe in text for probe in ("probe_call", "probe_key", "probe_result"))
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether a list of tools comes through the template."""
+        if self.template is None:
+            return False
+        function = {"name": "probe_tool", "description": "probe", "parameters": {"type": "object", "properties": {}}}
+        turns = [{"role": "user", "content": PROBE_QUESTION}]
+        tools = [{"type": "function", "function": function}]
+        try:
+            return "probe_tool" in _render(self.tokenizer, self.template, turns, header=True, tools=tools)
+        except Exception:  # as in `_knows_system`
+            return False
 
     def closed_text(self, turns: list[Turn], origin: Origin | None = None) -> str:
         """The turns without the header of an answer. Raises DataError when the template refuses the conversation."""
         return self._render(turns, origin, header=False)
 
-    def response_text(self, turns: list[Turn], prompt: str, answer: str, origin: Origin) -> str:
+    def response_text(
+        self, turns: list[Turn], prompt: str, answer: str, origin: Origin, tools: list[Any] | None = None
+    ) -> str:
         """The answer as it follows `prompt`, the rendered text of `turns`, with its end-of-turn text.
 
         Raises:
@@ -108,7 +156,7 @@ class ChatFormat:
         answer = self._without_end(answer)
         if self.literal is not None:
             answer = self.literal.mask(answer)
-        body = answer if self.template is None else self._body(turns, prompt, answer, origin)
+        body = answer if self.template is None else self._body(turns, prompt, answer, origin, tools)
         if not body.strip():
             raise DataError(f"{origin}: the answer is empty but for special tokens. Fill it in, or delete the row.")
         return body + self.end_text
@@ -162,9 +210,9 @@ class ChatFormat:
         writer = "the template's end of turn" if self.end_text.endswith(str(name)) else "EOS, appended"
         return f"one {name} (id {self.end_id}) at the end of every response, scored: {writer}"
 
-    def _body(self, turns: list[Turn], prompt: str, answer: str, origin: Origin) -> str:
+    def _body(self, turns: list[Turn], prompt: str, answer: str, origin: Origin, tools: list[Any] | None) -> str:
         """The answer as the template writes it after the prompt, when all it does is to add or trim whitespace."""
-        full = self._render([*turns, {"role": "assistant", "content": answer}], origin, header=False)
+        full = self._render([*turns, {"role": "assistant", "content": answer}], origin, header=False, tools=tools)
         if full.startswith(prompt) and full.endswith(self.tail):
             body = full[len(prompt) : len(full) - len(self.tail)]
             if body.strip() == answer.strip():
@@ -179,9 +227,9 @@ class ChatFormat:
             answer = answer[: -len(next(end for end in ends if answer.endswith(end)))]
         return answer
 
-    def _render(self, turns: list[Turn], origin: Origin | None, *, header: bool) -> str:
+    def _render(self, turns: list[Turn], origin: Origin | None, *, header: bool, tools: list[Any] | None = None) -> str:
         try:
-            return _render(self.tokenizer, self.template, turns, header=header)
+            return _render(self.tokenizer, self.template, turns, header=header, tools=tools)
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
             where = f"{origin}: " if origin else ""
             roles = ", ".join(turn["role"] for turn in turns)
@@ -241,8 +289,17 @@ def without_clock(template: str) -> str:
     return (NO_CLOCK if "strftime_now is defined" in template else STOPPED_CLOCK) + template
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, template: str | None, turns: list[Turn], *, header: bool) -> str:
-    text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=header)
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    turns: list[Turn],
+    *,
+    header: bool,
+    tools: list[Any] | None = None,
+) -> str:
+    text = tokenizer.apply_chat_template(
+        turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=header
+    )
     return str(text)
 
 
@@ -330,6 +387,19 @@ def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
     return "\n" if inside[: len(line)] == line and inside[len(line) :] != alone else ""
 
 
+def _turn(message: Message) -> Turn:
+    """A message as templates take it; the keys of tools stand in it where they say something."""
+    turn: Turn = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = json.loads(message.tool_calls)
+    return turn | {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
+
+
+def _masked(message: Message, literal: LiteralText) -> Message:
+    texts = ("content", "tool_calls", "tool_call_id", "name")
+    return replace(message, **{key: literal.mask(getattr(message, key)) for key in texts})
+
+
 def _folded(messages: Sequence[Message]) -> list[Turn]:
     """Messages with each system text in front of the user turn that follows it."""
     turns: list[Turn] = []
@@ -341,7 +411,7 @@ def _folded(messages: Sequence[Message]) -> list[Turn]:
             turns.append({"role": "user", "content": BLANK_LINE.join([*waiting, message.content])})
             waiting = []
         else:
-            turns.append({"role": message.role, "content": message.content})
+            turns.append(_turn(message))
     if waiting:  # instructions that no question follows are a turn of their own
         turns.append({"role": "user", "content": BLANK_LINE.join(waiting)})
     return turns

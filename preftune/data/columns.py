@@ -33,6 +33,7 @@ from preftune.data.names import (
     REJECTED,
     REJECTED_SCORES,
     RESPONSES,
+    ROW_EXTRAS,
     SCORE_ROLES,
     SCORES,
     TAG,
@@ -274,7 +275,7 @@ def _holds_texts(value: object) -> bool:
 def _filled(names: Mapping[str, str], roles: Mapping[str, str | None]) -> dict[str, str]:
     """The roles that have a column, with the extra columns that go with the prompt."""
     filled = {role: name for role, name in roles.items() if name is not None}
-    extras = {extra: _pick(names, options) for extra, options in EXTRAS.items()}
+    extras = {extra: _pick(names, options) for extra, options in (EXTRAS | ROW_EXTRAS).items()}
     if filled.get("prompt") != names.get("instruction"):
         extras["input"] = None  # it completes an instruction and nothing else
     taken = filled.values()
@@ -295,7 +296,7 @@ def _kind(rows: Sequence[Row], role: str, name: str) -> str:
         return WRITTEN_LIST
     value = _first_value(rows, name)
     if isinstance(value, list):
-        return "list" if role in ("responses", "scores", "ranks") or _holds_texts(value) else "messages"
+        return "list" if role in ("responses", "scores", "ranks", "tools") or _holds_texts(value) else "messages"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):

@@ -32,19 +32,22 @@ def encode_examples(examples: Sequence[Example], chat: ChatFormat) -> list[Encod
     return [
         row
         if isinstance(row, DataError)
-        else TokenizedGroup(
-            chat.with_bos(next(prompts)), [next(responses) for _ in row[1]], example.origin, example.scores
-        )
+        else to_group(example, chat.with_bos(next(prompts)), [next(responses) for _ in row[1]])
         for example, row in zip(examples, rendered, strict=True)
     ]
+
+
+def to_group(example: Example, prompt_ids: list[int], response_ids: list[list[int]]) -> TokenizedGroup:
+    """The example's ids with what is known of it beside its texts."""
+    return TokenizedGroup(prompt_ids, response_ids, example.origin, example.scores, weight=example.weight)
 
 
 def _render(example: Example, chat: ChatFormat) -> tuple[str, list[str]] | DataError:
     """The text of the prompt, and of each response after it."""
     try:
-        turns = chat.turns(example.prompt)
-        prompt = chat.prompt_text(turns, example.origin)
-        return prompt, [chat.response_text(turns, prompt, answer, example.origin) for answer in example.responses]
+        turns, tools = chat.turns(example.prompt), chat.tool_list(example.tools)
+        prompt = chat.prompt_text(turns, example.origin, tools)
+        return prompt, [chat.response_text(turns, prompt, text, example.origin, tools) for text in example.responses]
     except DataError as error:
         return error
 

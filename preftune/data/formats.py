@@ -15,7 +15,8 @@ once for all rows; whether a value is text or a list of messages is looked at ro
     the same + label, kto_tag, desirable or tag: true or false, 1 or 0                                  (unpaired)
     prompt + responses                      with scores or ranks (`preftune.data.ranked`)               (ranked)
 
-Columns of other names (weight, tools, ids) are not used; the mapping lists them.
+Beside any of these, `weight` (a number of at least 0 that multiplies the row's loss) and `tools` (a list of JSON
+schemas for the chat template, or its JSON text). Columns of other names (ids) are not used; the mapping lists them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from preftune.data.columns import ColumnMapping, Columns, recognise
 from preftune.data.labels import to_label
 from preftune.data.names import COMPARED, MARGIN
 from preftune.data.ranked import RankedPairs, read_ranked, to_pairs
-from preftune.data.reader import ROLES, RowReader, read_answer, read_prompt, shared_history, to_answer
+from preftune.data.reader import (
+    ROLES,
+    RowReader,
+    build_example,
+    read_answer,
+    read_prompt,
+    shared_history,
+    to_answer,
+)
 from preftune.data.sources import Row, excerpt
 from preftune.data.winners import TIE, majority, verdict
 from preftune.errors import DataError, RecipeError
@@ -87,7 +96,7 @@ def to_examples(
         skipped.update(here)
     match mapping.form, mapping.layout:
         case Layout.PAIRED, Layout.SINGLE:
-            return [Example(pairs[0].prompt, pairs[0].responses[:1], pairs[0].origin) for pairs in read]
+            return [pairs[0].pick(0, scores=()) for pairs in read]
         case Layout.PAIRED, Layout.UNPAIRED:
             return _split(read, _where(rows))
     examples = [example for several in read for example in several]
@@ -129,7 +138,7 @@ def _read_rows(
 
 def _single(reader: RowReader) -> list[Example]:
     history, response = read_answer(reader, "response")
-    return [Example(read_prompt(reader, history, "response"), (response,), reader.row.origin)]
+    return [build_example(reader, read_prompt(reader, history, "response"), [response])]
 
 
 def _pair(reader: RowReader) -> list[Example]:
@@ -142,7 +151,7 @@ def _pair(reader: RowReader) -> list[Example]:
         _check_different(reader, chosen, answer, names)
     prompt = read_prompt(reader, shared, "chosen")
     scores = _pair_scores(reader)
-    return [Example(prompt, (chosen, answer), reader.row.origin, scores) for _, answer in rejected]
+    return [build_example(reader, prompt, [chosen, answer], scores) for _, answer in rejected]
 
 
 def _rejected(reader: RowReader) -> list[tuple[tuple[Message, ...], str]]:
@@ -171,7 +180,7 @@ def _compared(reader: RowReader) -> list[Example]:
     answers = [answer for _, answer in read]
     _check_different(reader, answers[0], answers[1], f"'{first}' and '{second}'")
     prompt = read_prompt(reader, history, COMPARED[0])
-    return [Example(prompt, (answers[winner], answers[1 - winner]), reader.row.origin)]
+    return [build_example(reader, prompt, [answers[winner], answers[1 - winner]])]
 
 
 def _verdict(reader: RowReader, role: str, answers: tuple[str, str]) -> int:
@@ -198,7 +207,7 @@ def _labelled(reader: RowReader) -> list[Example]:
     if label is None:
         remedy = "Write true for a desirable answer and false for an undesirable one, or delete the row"
         raise reader.unlike(value, f"'{reader.name('label')}'", expected, remedy)
-    return [Example(example.prompt, example.responses, example.origin, (label,))]
+    return [example.pick(0, scores=(label,))]
 
 
 def _ranked(reader: RowReader) -> list[Example]:
@@ -241,9 +250,8 @@ def _split(read: Sequence[Sequence[Example]], where: str) -> list[Example]:
     """Of each row the chosen answer once, then every rejected one."""
     examples = []
     for pairs in read:
-        prompt, origin = pairs[0].prompt, pairs[0].origin
-        examples.append(Example(prompt, pairs[0].responses[:1], origin, (1.0,)))
-        examples += [Example(prompt, pair.responses[1:], origin, (0.0,)) for pair in pairs]
+        examples.append(pairs[0].pick(0, scores=(1.0,)))
+        examples += [pair.pick(1, scores=(0.0,)) for pair in pairs]
     count = sum(map(len, read))
     log.info("%s: %d pairs become %d rows: chosen desirable, rejected undesirable", where, count, len(examples))
     return examples
@@ -261,7 +269,7 @@ def _expand(examples: Sequence[Example], ranked_pairs: RankedPairs, where: str) 
 
 def _best(examples: Sequence[Example], where: str) -> list[Example]:
     log.info("%s: %d ranked rows, of which the best response is taken", where, len(examples))
-    return [Example(example.prompt, example.responses[:1], example.origin) for example in examples]
+    return [example.pick(0, scores=()) for example in examples]
 
 
 def _warn_of_contradictions(pairs: Sequence[Example], where: str) -> None:

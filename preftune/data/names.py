@@ -32,12 +32,18 @@ REJECTED_SCORES = ("rejected_score", "score_rejected", "rejected_rating", "rejec
 MARGIN = "margin"
 SCORE_ROLES = (MARGIN, "chosen_score", "rejected_score")
 EXTRAS = {"input": ("input", "context"), "history": ("history",), "system": ("system", "system_prompt")}
+ROW_EXTRAS = {"weight": ("weight",), "tools": ("tools",)}  # they go with the row, whatever its form
 ANSWER_COLUMNS = (*CHOSEN, *REJECTED, *ANSWERS, *RESPONSES, *COMPARED)
 FEEDBACK_COLUMNS = (
     *LABELS, TAG, *SCORES, *RANKS, *CHOSEN_SCORES, *REJECTED_SCORES, MARGIN, *WINNERS, WINNER_INDEX,
 )  # fmt: skip
 KNOWN_COLUMNS = tuple(
     dict.fromkeys(
-        (*PROMPTS, *ANSWER_COLUMNS, *(name for names in EXTRAS.values() for name in names), *FEEDBACK_COLUMNS)
+        (
+            *PROMPTS,
+            *ANSWER_COLUMNS,
+            *(name for names in (EXTRAS | ROW_EXTRAS).values() for name in names),
+            *FEEDBACK_COLUMNS,
+        )
     )
 )

@@ -54,6 +54,7 @@ def pack(
             valid=lengths_GK > 0,
         ),
         weights=torch.tensor(list(weights) if weights is not None else [1.0] * len(groups)),
+        row_weights=torch.tensor([group.weight for group in groups], dtype=torch.float32),
         rows_per_group=tuple(sum(line) for line in lengths),
         origins=tuple(group.origin for group in groups),
         ends=torch.tensor(ends).flatten() if feed_last else None,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from preftune.data.chat import ChatFormat, Turn
-from preftune.data.encode import Encoded
+from preftune.data.encode import Encoded, to_group
 from preftune.data.truncate import check_limit
 from preftune.errors import DataError, ModelError, RecipeError
 from preftune.types import Example, TokenizedGroup
@@ -90,6 +90,11 @@ def build_princeton_truncation(
 
 def _render(example: Example, chat: ChatFormat) -> tuple[str, list[str]] | DataError:
     """Prompt and responses, each rendered on its own, BOS cut from the responses."""
+    if example.tools or any(message.tool_calls or message.role == "tool" for message in example.prompt):
+        return DataError(
+            f"{example.origin}: 'tokenization: princeton' knows no tools, and this row has some. Leave tokenization "
+            "out, or ignore the column with columns: {tools: null}."
+        )
     turns: list[Turn] = [{"role": message.role, "content": message.content} for message in example.prompt]
     speaks_of_system = "system" in str(chat.template) or "<|im_start|>" in str(chat.template)
     if speaks_of_system and turns[0]["role"] != "system":
@@ -114,4 +119,4 @@ def _group(example: Example, prompt: list[int], fulls: list[list[int]], chat: Ch
         shared = [bos, *shared]
     responses = [full[boundary:] for full in fulls]
     responses = [ids if ids[-1:] == [eos] else [*ids, eos] for ids in responses]
-    return TokenizedGroup(shared, responses, example.origin, example.scores)
+    return to_group(example, shared, responses)

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from preftune.data.bad_rows import Problem
-from preftune.data.reader import RowReader, read_prompt, shared_history, to_answer
+from preftune.data.reader import RowReader, build_example, read_prompt, shared_history, to_answer
 from preftune.data.sources import excerpt
 from preftune.types import Example
 
@@ -33,12 +33,8 @@ def read_ranked(reader: RowReader) -> Example:
     scores = _scores(reader, items)
     _check_preferences(reader, answers, scores)
     prompt = read_prompt(reader, shared_history(reader, [history for history, _ in read]), "responses")
-    if not scores:
-        return Example(prompt, tuple(answers), reader.row.origin)
-    order = sorted(range(len(answers)), key=lambda place: -scores[place])
-    return Example(
-        prompt, tuple(answers[n] for n in order), reader.row.origin, tuple(scores[n] for n in order)
-    )  # fmt: skip
+    example = build_example(reader, prompt, answers, scores)
+    return example.pick(*sorted(range(len(answers)), key=lambda place: -scores[place])) if scores else example
 
 
 def to_pairs(example: Example, ranked_pairs: RankedPairs) -> list[Example]:
@@ -48,12 +44,7 @@ def to_pairs(example: Example, ranked_pairs: RankedPairs) -> list[Example]:
     """
     last = len(example.responses) - 1
     places = [(0, last)] if ranked_pairs == "best_worst" else combinations(range(last + 1), 2)
-    return [_pair(example, i, j) for i, j in places if not example.scores or example.scores[i] > example.scores[j]]
-
-
-def _pair(example: Example, better: int, worse: int) -> Example:
-    scores = (example.scores[better], example.scores[worse]) if example.scores else ()
-    return Example(example.prompt, (example.responses[better], example.responses[worse]), example.origin, scores)
+    return [example.pick(i, j) for i, j in places if not example.scores or example.scores[i] > example.scores[j]]
 
 
 # --- one row

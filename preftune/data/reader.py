@@ -14,8 +14,9 @@ from preftune.data.bad_rows import BadRowError, Problem
 from preftune.data.columns import TRANSCRIPT, WRITTEN_LIST, ColumnMapping, nearest
 from preftune.data.labels import to_number
 from preftune.data.sources import Row, describe, excerpt, name_list
+from preftune.data.tools import ToolsError, calls_text, tools_text
 from preftune.data.transcripts import read_transcript, read_written_list
-from preftune.types import Message
+from preftune.types import Example, Message
 
 ROLES = {
     "system": "system",
@@ -26,6 +27,7 @@ ROLES = {
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "tool": "tool",
 }
 EXCHANGE = {"human", "assistant"}  # the keys of a question with its answer in one object
 CONTENTS = ("content", "value", "text")
@@ -129,8 +131,9 @@ class RowReader:
             raise self.unlike(turn, where, "an object with role and content", remedy)
         speaker = "role" if "role" in turn else "from"
         content = next((key for key in CONTENTS if key in turn), "content")
+        calls = self._calls(turn, where)
         for key, names in ((speaker, "'role' or 'from'"), (content, "'content', 'value' or 'text'")):
-            if key not in turn:
+            if key not in turn and not (calls and key == content):
                 sentence = f"{where} has no {names} (found: {name_list(turn)})"
                 raise self.wrong(Problem.MISSING, sentence, "Add it, or delete the row")
         role = turn[speaker]
@@ -138,7 +141,27 @@ class RowReader:
             found = excerpt(role) if isinstance(role, str) else describe(role)
             sentence = f"{where} has the role {found}, which is not known"
             raise self.wrong(Problem.UNKNOWN_ROLE, sentence, f"Use one of {', '.join(ROLES)}")
-        return Message(ROLES[role], self.content(turn[content], f"the content of {where}"))
+        if calls and turn.get(content) is None:  # a turn that calls often says nothing
+            return Message(ROLES[role], "", calls)
+        text = self.content(turn[content], f"the content of {where}")
+        if ROLES[role] != "tool":
+            return Message(ROLES[role], text, calls)
+        call, name = (self.text(turn.get(key) or "", f"the {key} of {where}") for key in ("tool_call_id", "name"))
+        return Message("tool", text, calls, call, name)
+
+    def _calls(self, turn: dict[str, Any], where: str) -> str:
+        """The tool calls of a message as JSON text."""
+        remedy = 'Write {"tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}, or delete the row'
+        if turn.get("function_call") is not None:
+            raise self.wrong(Problem.WRONG_TOOLS, f"{where} has a 'function_call', which is not read", remedy)
+        try:
+            calls = calls_text(turn.get("tool_calls"))
+        except ToolsError as error:
+            raise self.wrong(Problem.WRONG_TOOLS, f"the tool_calls of {where}: {error}", remedy) from error
+        if calls and ROLES.get(str(turn.get("role", turn.get("from")))) != "assistant":
+            sentence = f"{where} has tool_calls and is not the assistant's"
+            raise self.wrong(Problem.WRONG_TOOLS, sentence, "Give them to the turn that calls, or delete the row")
+        return calls
 
     def content(self, value: object, where: str) -> str:
         """Text, or the texts of a list of parts `{"type": "text", "text" or "value": ...}` put together."""
@@ -160,6 +183,36 @@ class RowReader:
 # --- answers
 
 
+def build_example(
+    reader: RowReader, prompt: tuple[Message, ...], answers: Sequence[str], scores: Sequence[float] = ()
+) -> Example:
+    """The example of a row, with the row's weight and tools."""
+    return Example(prompt, tuple(answers), reader.row.origin, tuple(scores), _weight(reader), _tools(reader))
+
+
+def _weight(reader: RowReader) -> float:
+    if "weight" not in reader.mapping.roles:
+        return 1.0
+    expected, name = "a number of at least 0", reader.name("weight")
+    remedy = f"Correct it, or ignore the column with columns: {{{name}: null}}"
+    value = reader.value("weight", expected)
+    number = reader.number(value, f"'{name}'", remedy)
+    if number < 0:
+        raise reader.unlike(value, f"'{name}'", expected, remedy, Problem.WRONG_NUMBER)
+    return number
+
+
+def _tools(reader: RowReader) -> str:
+    if not reader.has("tools"):
+        return ""
+    name = reader.name("tools")
+    try:
+        return tools_text(reader.row.values[name])
+    except ToolsError as error:
+        remedy = f"Write a list of JSON schemas or its JSON text, or ignore it with columns: {{{name}: null}}"
+        raise reader.wrong(Problem.WRONG_TOOLS, f"'{name}': {error}", remedy) from error
+
+
 def read_answer(reader: RowReader, role: str) -> tuple[tuple[Message, ...], str]:
     """What comes before the answer (often nothing), and the answer."""
     return _last_turn(reader, reader.messages(role, "assistant"), f"'{reader.name(role)}'")
@@ -174,6 +227,10 @@ def _last_turn(reader: RowReader, turns: tuple[Message, ...], where: str) -> tup
     if turns[-1].role != "assistant":
         sentence = f"the last message of {where} is from the {turns[-1].role}, expected the assistant's answer"
         raise reader.wrong(Problem.WRONG_TURN, sentence, "Cut the conversation after an answer, or delete the row")
+    if turns[-1].tool_calls:
+        sentence = f"the answer in {where} is a tool call, and answers are read as text"
+        remedy = "Write it as the text that the model is to write, or cut the conversation after a spoken answer"
+        raise reader.wrong(Problem.WRONG_TOOLS, sentence, remedy)
     answer = turns[-1].content
     if not answer.strip():
         sentence = f"the answer in {where} is {'only whitespace' if answer else 'empty'}"
@@ -212,7 +269,7 @@ def read_prompt(reader: RowReader, history: tuple[Message, ...], answer_role: st
             Problem.NO_PROMPT, sentence, "Give a 'prompt' column, or name it with columns: {your_column: prompt}"
         )
     prompt = _with_system(reader, prompt)
-    if prompt[-1].role != "user":
+    if prompt[-1].role not in ("user", "tool"):
         sentence = f"the prompt ends with a message from the {prompt[-1].role}, expected the user's turn"
         raise reader.wrong(Problem.WRONG_TURN, sentence, "End it before the answer, or delete the row")
     if not prompt[-1].content.strip():

@@ -14,18 +14,18 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from preftune.data.chat import ChatFormat
-from preftune.data.encode import Encoded
+from preftune.data.encode import Encoded, to_group
 from preftune.errors import DataError
-from preftune.types import Example, TokenizedGroup
+from preftune.types import Example
 
-FORMAT = 1  # counted up when the rules that make ids change
+FORMAT = 2  # counted up when the rules that make ids change
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ class TokenCache:
         for part in (str(FORMAT), tokenization, _fingerprint(chat)):
             digest.update(part.encode())
         for example in examples:
-            texts = [text for message in example.prompt for text in (message.role, message.content)]
-            digest.update(json.dumps([texts, example.responses]).encode())
+            turns = [astuple(message) for message in example.prompt]
+            digest.update(json.dumps([turns, example.responses, example.tools]).encode())
         return self.folder / f"tokens-{digest.hexdigest()[:32]}.npz"
 
     def load(self, path: Path, examples: Sequence[Example]) -> list[Encoded] | None:
-        """The groups, with the origins and scores of `examples`; None where there is no whole file."""
+        """The groups, with the origins, scores and weights of `examples`; None where there is no whole file."""
         if not path.exists():
             return None
         try:
@@ -64,9 +64,7 @@ class TokenCache:
                 groups.append(DataError(f"{example.origin}: {problems[str(number)]}"))
                 continue
             prompt = next(parts)
-            groups.append(
-                TokenizedGroup(prompt, [next(parts) for _ in range(count - 1)], example.origin, example.scores)
-            )
+            groups.append(to_group(example, prompt, [next(parts) for _ in range(count - 1)]))
         return groups
 
     def save(self, path: Path, groups: Sequence[Encoded], examples: Sequence[Example]) -> None:

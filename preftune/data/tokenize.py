@@ -119,8 +119,7 @@ def tokenize_examples(
             continue
         whole.append(group)
         groups.append(short)
-    _log_folding(examples, chat)
-    _log_thinking(examples, chat)
+    log_chat(examples, chat)
     special = (
         0 if tokenization == "princeton" else sum(chat.spells_special(row.prompt, row.responses) for row in examples)
     )
@@ -193,6 +192,23 @@ def _check(on_bad_row: object, tokenization: object, num_proc: object) -> None:
     check_choice("tokenization", tokenization, tuple(ENCODERS))
     if not isinstance(num_proc, int) or isinstance(num_proc, bool) or num_proc < 1:
         raise RecipeError(f"'num_proc' is {num_proc!r}; expected a number of processes, at least 1.")
+
+
+def log_chat(examples: Sequence[Example], chat: ChatFormat) -> None:
+    """Say what of these examples the chat template takes in its own way."""
+    _log_folding(examples, chat)
+    _log_thinking(examples, chat)
+    _log_tools(examples, chat)
+
+
+def _log_tools(examples: Sequence[Example], chat: ChatFormat) -> None:
+    count = sum(bool(example.tools) for example in examples)
+    if count and not chat.writes_tools:
+        log.warning(
+            "The chat template does not write tools: those of %d rows are not in their prompts. Give the model's own "
+            "template as a file (the named ones write no tools), or ignore the column with columns: {tools: null}.",
+            count,
+        )
 
 
 def _log_folding(examples: Sequence[Example], chat: ChatFormat) -> None:

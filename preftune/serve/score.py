@@ -15,7 +15,7 @@ from preftune.data import Row, load_rows, recognise
 from preftune.data.bad_rows import BadRowError
 from preftune.data.columns import ColumnMapping
 from preftune.data.ranked import RESPONSE_KEYS
-from preftune.data.reader import RowReader, read_answer, read_prompt, shared_history, to_answer
+from preftune.data.reader import RowReader, build_example, read_answer, read_prompt, shared_history, to_answer
 from preftune.errors import DataError
 from preftune.serve.reward import BATCH_TOKENS, Scores, open_reward_model, score_examples
 from preftune.types import Example, Layout
@@ -103,7 +103,7 @@ def read_responses(reader: RowReader) -> Example:
         answer_role, answers = roles[0], [read_answer(reader, role) for role in roles]
     history = shared_history(reader, [history for history, _ in answers])
     prompt = read_prompt(reader, history, answer_role)
-    return Example(prompt, tuple(answer for _, answer in answers), reader.row.origin)
+    return build_example(reader, prompt, [answer for _, answer in answers])
 
 
 def _response(item: object) -> object:

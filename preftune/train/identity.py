@@ -13,14 +13,17 @@ from preftune.types import TokenizedGroup
 
 
 def hash_groups(groups: Iterable[TokenizedGroup]) -> str:
-    """Of all token ids and scores, with the lengths that tell them apart: tokenizer, template and truncation enter."""
+    """Of all token ids, scores and weights, with the lengths that tell them apart.
+
+    Tokenizer, template and truncation enter by the ids.
+    """
     digest = hashlib.sha256()
     for group in groups:
         parts = [group.prompt_ids, *group.response_ids]
         digest.update(array("q", [len(parts), *map(len, parts)]).tobytes())
         for ids in parts:
             digest.update(array("q", ids).tobytes())
-        digest.update(array("d", group.scores).tobytes())
+        digest.update(array("d", [*group.scores, group.weight]).tobytes())
     return digest.hexdigest()
 
 

@@ -3,7 +3,8 @@
 Keys: `rewards/{chosen,rejected,margins,accuracies}`, `logps/{chosen,rejected}` (nats, summed over tokens),
 `lengths/{chosen,rejected}` (tokens), `nll` (nats per token of the first response), `baseline`, and the objective's own
 terms. Of a ranked group chosen and rejected are the best and the worst response, and accuracy is the share of its pairs
-in the right order; of unpaired rows they are the desirable and the undesirable ones. A tie counts as wrong.
+in the right order; of unpaired rows they are the desirable and the undesirable ones. A tie counts as wrong. The weights
+of rows enter the loss alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class MetricSums:
         """Count one micro-batch; `policy` holds its detached log-probs. Returns what the objective said of it."""
         parts, output = loss.parts(policy, batch.reference, batch.feedback)
         values = _values(loss.objective, policy, batch.feedback, output)
-        values |= _loss_parts(parts, policy)
+        values |= _loss_parts(parts, policy, batch.row_weights)
         wide = torch.float32 if batch.weights.device.type == "mps" else torch.float64
         weights = batch.weights.to(wide)
         sums = torch.stack([(value.to(wide) * weights).sum() for value, _ in values.values()])
@@ -58,10 +59,13 @@ class MetricSums:
         return {"loss": loss, **means}
 
 
-def _loss_parts(parts: list[Part], policy: ResponseLogps) -> Counted:
+def _loss_parts(parts: list[Part], policy: ResponseLogps, row_weights: Tensor) -> Counted:
     first = policy.lengths[:, 0]
     ones = torch.ones_like(first)
-    return {f"loss/{n}": (part.values, first if part.per == Per.TOKEN else ones) for n, part in enumerate(parts)}
+    return {
+        f"loss/{n}": (part.values * row_weights, first if part.per == Per.TOKEN else ones)
+        for n, part in enumerate(parts)
+    }
 
 
 def _values(objective: Objective, policy: ResponseLogps, feedback: Feedback, output: ObjectiveOutput) -> Counted:

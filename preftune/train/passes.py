@@ -9,16 +9,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import Baseline
+from preftune.errors import DataError
+from preftune.objectives.base import Baseline, Objective
 from preftune.train.step import StepLoss
-from preftune.types import Feedback, ObjectiveOutput, PackedBatch, ResponseLogps, Step, WholeStep
+from preftune.types import Feedback, ObjectiveOutput, PackedBatch, ResponseLogps, Step, TokenizedGroup, WholeStep
 
 LiveReference = Callable[[PackedBatch], ResponseLogps]
 
@@ -119,8 +120,30 @@ def _with_baseline(step: Step, baseline: Tensor) -> Step:
     )
 
 
+def check_row_weights(objective: Objective, groups: Iterable[TokenizedGroup] | Step) -> None:
+    """Refuse weights of rows where a row has no loss of its own.
+
+    Raises:
+        DataError: naming the first such row.
+    """
+    if objective.group_local:
+        return
+    if isinstance(groups, Step):
+        batches = groups.micro_batches
+        pairs = [pair for batch in batches for pair in zip(batch.origins, batch.row_weights.tolist(), strict=True)]
+        heavy = [origin for origin, weight in pairs if weight != 1]
+    else:
+        heavy = [group.origin for group in groups if group.weight != 1]
+    if heavy:
+        raise DataError(
+            f"{heavy[0]}: the row has a weight, and {type(objective).__name__} compares all rows of a step, so that "
+            "none has a loss of its own. Ignore the column with columns: {weight: null}, or take another objective."
+        )
+
+
 def _with_whole(model: Any, step: Step, loss: StepLoss, summed: Callable[[Tensor], Tensor]) -> Step:
     """Every group of the step, from all ranks, in the order of the step; zero rows are filled in by the sum."""
+    check_row_weights(loss.objective, step)
     sums = [model(batch=batch).sums for batch in step.micro_batches]
     width = sums[0].shape[1]
     rows = torch.zeros(step.global_groups, 5 * width, device=sums[0].device, dtype=_wide(sums[0]).dtype)

@@ -1,8 +1,8 @@
 """What one optimizer step means: the loss of a micro-batch and its part of the step's mean. No Trainer, no accelerate.
 
-Losses are summed over groups and divided once by the counts of the whole step over all ranks, so the gradient and the
-metrics do not depend on how the step was cut. Engines average gradients over ranks; whoever drives them multiplies by
-the number of ranks.
+Losses, each times the weight of its row, are summed over groups and divided once by the counts of the whole step over
+all ranks (of groups or tokens, not of weights), so the gradient and the metrics do not depend on how the step was cut.
+Engines average gradients over ranks; whoever drives them multiplies by the number of ranks.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class StepLoss:
         weights: Tensor,
         counts: dict[Per, int],
     ) -> Tensor:
-        """These groups' share of the step's loss, a scalar."""
+        """These groups' share of the step's loss, a scalar: `weights` (G,) times losses, by the counts of the step."""
         parts, _ = self.parts(policy, reference, feedback)
         shares = [(part.values * weights).sum() / counts[part.per] for part in parts]
         return shares[0] if len(shares) == 1 else sum(shares[1:], shares[0])
@@ -102,16 +102,17 @@ def micro_batch_loss(
     `model` is a policy (`preftune.model.policy`) or a scorer (`preftune.model.heads`), wrapped by an engine or not.
     The batch has what `preftune.train.passes.prepare_step` attaches.
     """
+    weights = batch.weights * batch.row_weights
     local = loss.objective.group_local or batch.feedback.whole is not None
     if not (local and loss.objective.reads == Reads.LOGPS and torch.is_grad_enabled()):
         policy = model(batch=batch)
-        total = loss.total(policy, batch.reference, batch.feedback, batch.weights, counts)
+        total = loss.total(policy, batch.reference, batch.feedback, weights, counts)
         return total, policy.detach()
 
     def group_loss(sums: Tensor, groups: slice) -> Tensor:
         reference = None if batch.reference is None else batch.reference.select(groups)
         policy = ResponseLogps(sums, batch.lengths[groups])
-        return loss.total(policy, reference, batch.feedback.select(groups), batch.weights[groups], counts)
+        return loss.total(policy, reference, batch.feedback.select(groups), weights[groups], counts)
 
     total, sums = model(batch=batch, group_loss=group_loss)
     return total, ResponseLogps(sums.detach(), batch.lengths)

@@ -37,7 +37,7 @@ from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
-from preftune.train.passes import RunningMean, prepare_step
+from preftune.train.passes import RunningMean, check_row_weights, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
 from preftune.train.saving import SealedTrainer
@@ -118,6 +118,8 @@ class PreferenceTrainer(SealedTrainer):
         policy = self._checked_policy(model, args, road)
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.reference: Reference | None = None
+        for groups in (self.train_dataset or (), *self._eval_sets().values()):
+            check_row_weights(built, groups)
         if built.baseline == Baseline.PROBES:
             for groups in (self.train_dataset, *self._eval_sets().values()):
                 check_prompts(groups)

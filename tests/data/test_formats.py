@@ -351,14 +351,16 @@ def test_the_mapping_says_in_which_form_the_rows_stand():
     compared = recognise(rows({**PAIRS["output_2 is better"], "weight": 1, "tools": []}), "unpaired")
     assert str(compared) == (
         "unpaired from two answers and a winner: prompt = 'input' (text), answer_1 = 'output_1' (text), "
-        "answer_2 = 'output_2' (text), winner = 'label' (number); unused: weight, tools"
+        "answer_2 = 'output_2' (text), winner = 'label' (number), weight = 'weight' (number), tools = 'tools' (list)"
     )
     assert compared.to_dict() == {
         "layout": "unpaired",
         "form": "two answers and a winner",
-        "columns": {"prompt": "input", "answer_1": "output_1", "answer_2": "output_2", "winner": "label"},
-        "kinds": {"prompt": "text", "answer_1": "text", "answer_2": "text", "winner": "number"},
-        "unused": ["weight", "tools"],
+        "columns": {"prompt": "input", "answer_1": "output_1", "answer_2": "output_2", "winner": "label"}
+        | {"weight": "weight", "tools": "tools"},
+        "kinds": {"prompt": "text", "answer_1": "text", "answer_2": "text", "winner": "number"}
+        | {"weight": "number", "tools": "list"},
+        "unused": [],
     }
     split = recognise(rows(PAIRS["text"]), "unpaired")
     assert str(split).startswith("unpaired from paired rows: prompt = 'prompt' (text)")

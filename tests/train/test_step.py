@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from preftune.data.pack import pack
 from preftune.data.plan import Cut, epoch_order, plan_step
-from preftune.errors import RecipeError
+from preftune.errors import DataError, RecipeError
 from preftune.model.policy import to_policy
 from preftune.objectives import load_objective
 from preftune.train.metrics import MetricSums
+from preftune.train.passes import check_row_weights
 from preftune.train.step import Packing, StepLoss, build_step, micro_batch_loss, run_step, step_counts
+from preftune.types import ResponseLogps
 from tests.small import build_group, build_groups, build_model, gradients, lengths_of, slow_logps, worst_gradient_gap
 
 CUTS = {
@@ -170,3 +174,41 @@ class TestPack:
         assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
         assert batch.scored.tolist() == [1, 2, 4]
         assert [tree.shared for tree in batch.trees] == [3, 2]
+
+
+@pytest.mark.parametrize("cut", [Cut(), Cut(max_groups=1)], ids=["whole", "cut"])
+@pytest.mark.parametrize("sft_weight", [0.0, 0.3])
+def test_a_weight_multiplies_the_loss_of_its_row_and_leaves_the_divisors(cut, sft_weight):
+    weights = (0.5, 0.0, 3.0, 1.0)
+    groups = [replace(group, weight=w) for group, w in zip(build_groups(4), weights, strict=True)]
+    loss = StepLoss(load_objective("simpo"), sft_weight)
+    model = to_policy(build_model())
+    run_step(model, build_step(groups, cut), loss)
+
+    oracle = build_model()
+    sums, lengths = slow_logps(oracle, groups), lengths_of(groups)
+    margins = (sums / lengths)[:, 0] - (sums / lengths)[:, 1] - 0.5
+    by_row = torch.tensor(weights)
+    wanted = (by_row * -torch.nn.functional.logsigmoid(2.0 * margins)).sum() / 4
+    wanted = wanted - sft_weight * (by_row * sums[:, 0]).sum() / lengths[:, 0].sum()
+    wanted.backward()
+    assert worst_gradient_gap(gradients(model), gradients(oracle)) < 1e-4
+
+
+def test_a_weight_changes_the_logged_loss_and_no_other_metric():
+    plain = build_groups(1)
+    drained = []
+    for weight in (1.0, 4.0):
+        (batch,) = build_step([replace(plain[0], weight=weight)], Cut()).micro_batches
+        sums = MetricSums()
+        sums.add(batch, ResponseLogps(torch.tensor([[-4.0, -5.0]]), batch.lengths), StepLoss(load_objective("simpo")))
+        drained.append(sums.drain(lambda values: values))
+    one, four = drained
+    assert four.pop("loss") == pytest.approx(4 * one.pop("loss"))
+    assert four == one
+
+
+def test_an_objective_that_compares_all_rows_refuses_a_weight():
+    groups = [replace(group, weight=2.0) for group in build_groups(2)]
+    with pytest.raises(DataError, match=r"^small\[train\] row 1: the row has a weight, and AOT compares all rows"):
+        check_row_weights(load_objective("aot"), groups)
