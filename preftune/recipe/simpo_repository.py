@@ -18,17 +18,12 @@ from preftune.recipe.layers import Given, Layer, read_file, read_overrides
 log = logging.getLogger(__name__)
 
 # Keys of its configuration classes, transformers' of that time among them, that have nothing to do here; the reason.
+# Those that TRL has too are in `trl.py`.
 WITHOUT_EFFECT: dict[str, str] = {
     "base_model_revision": "the repository does not read it either; model_revision is the one that counts",
     "model_code_revision": "the repository does not read it either; model_revision is the one that counts",
-    "max_completion_length": "the repository does not read it either; max_length and max_prompt_length are the limits",
-    "max_target_length": "it is for encoder-decoder models",
     "text_column": "the repository does not read it either; columns says what a column is",
     "truncation_side": "it has none in the repository either; truncation says which end of a prompt is kept",
-    "label_pad_token_id": "rows are packed, and no label is padded",
-    "padding_value": "rows are packed, and what is padded is never attended to",
-    "model_init_kwargs": "the repository overwrites it; model_revision, torch_dtype and the like are keys of their own",
-    "generate_during_eval": "no samples are drawn during evaluation; `preftune chat` talks to the model",
     "tpu_metrics_debug": "transformers 5 no longer has it",
     "use_legacy_prediction_loop": "transformers 5 no longer has it",
     "include_inputs_for_metrics": "transformers 5 no longer has it",
@@ -39,7 +34,6 @@ WITHOUT_EFFECT: dict[str, str] = {
 
 # Key: (what may be said, why nothing else may).
 ONLY: dict[str, tuple[tuple[object, ...], str]] = {
-    "is_encoder_decoder": ((None, False), "encoder-decoder models cannot be trained here"),
     "auto_insert_empty_system_msg": ((True,), "tokenization: princeton puts it in, as published; ours never does"),
     "fsdp_min_num_params": ((0,), "transformers 5 has it as fsdp_config: {min_num_params: ...}"),
     "fsdp_transformer_layer_cls_to_wrap": ((None,), "transformers 5 has it in fsdp_config"),
@@ -120,12 +114,12 @@ def _with_switches(layer: Layer) -> Layer:
 
 
 def _with_objective(layer: Layer) -> Layer:
-    """CPO_SIMPO's trainer writes the objective as a kind of loss."""
+    """CPO_SIMPO's trainer writes the objective as a kind of loss; beside `objective: cpo` that is TRL's way (`trl.py`)."""
     given = layer.get("loss_type")
     if given is None or given.value != "simpo":
         return layer
     named = {str(layer[key].value).lower() for key in _OBJECTIVES if key in layer}
-    if not named <= {"simpo", "cpo"}:  # refused as a loss_type of that objective
+    if not named <= {"simpo"}:
         return layer
     kept = {key: value for key, value in layer.items() if key not in ("loss_type", *_OBJECTIVES)}
     log.info("%s: 'loss_type' simpo is read as 'objective' simpo.", given.place)

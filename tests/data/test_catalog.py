@@ -305,7 +305,7 @@ def test_the_catalogue_ships_with_the_package():
 
     assert Path(preftune.data.__file__).with_name("catalog.yaml").is_file()
     build = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    assert build["targets"]["wheel"] == {"packages": ["preftune"]}  # whole, with what is not code
+    assert build["targets"]["wheel"]["packages"] == ["preftune"]  # whole, with what is not code
 
 
 # --- real rows

@@ -8,6 +8,7 @@ from preftune.recipe import compat, load_recipe
 from preftune.recipe.schema import SCHEMA_KEYS
 from preftune.recipe.simpo_repository import KEYS, ONLY, WITHOUT_EFFECT, filled_in, to_overrides
 from preftune.recipe.training import training_kinds
+from preftune.recipe.trl import TRL_KEYS
 
 MINIMAL = "model_name_or_path: m\ndataset: {owner/name: 1.0}\n"
 
@@ -137,7 +138,7 @@ batch_eval_metrics eval_on_start use_liger_kernel eval_use_gather_object
 def test_every_key_of_the_repository_is_understood():
     own = {"beta", "gamma_beta_ratio", "label_smoothing", "loss_type", "warmup_ratio", *SCHEMA_KEYS, *training_kinds()}
     others = {*compat.ALIASES, *compat.IGNORED, *compat.REFUSED, *compat.RENAMED_BY_TRANSFORMERS, *TRUNCATION_ALIASES}
-    assert {*ARGUMENTS} <= own | others | {*KEYS}
+    assert {*ARGUMENTS} <= own | others | {*KEYS, *TRL_KEYS}
 
 
 def test_keys_of_the_repository_are_none_of_ours():

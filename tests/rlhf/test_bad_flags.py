@@ -33,7 +33,7 @@ MISTYPED = [
     (f"rlhf {BASE} --check_model_is_lastest false", "did you mean '--check_model_is_latest'"),
     (f"rlhf {BASE} --quantisation_bit 4", "did you mean '--quantization_bit'"),
     (f"rlhf {BASE} --deepsped default-zero3", "did you mean '--deepspeed'"),
-    (f"rlhf {BASE} --use_flash_attention true", "did you mean '--use_flash_attn'"),
+    (f"rlhf {BASE} --use_flash_atn true", "did you mean '--use_flash_attn'"),
     (f"rlhf {BASE} --xyzzy 1", "See preftune rlhf --help"),
     (f"rlhf {BASE} --rlhf_type simp", "did you mean 'simpo'"),
     (f"rlhf {BASE} --rlhf_type grpo", "Accepted are simpo, dpo, kto, cpo, orpo, rm"),
