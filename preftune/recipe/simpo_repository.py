@@ -114,7 +114,7 @@ def _with_switches(layer: Layer) -> Layer:
 
 
 def _with_objective(layer: Layer) -> Layer:
-    """CPO_SIMPO's trainer writes the objective as a kind of loss; beside `objective: cpo` that is TRL's way (`trl.py`)."""
+    """CPO_SIMPO's trainer writes the objective as a kind of loss; beside `objective: cpo` that is `trl.fold_loss`."""
     given = layer.get("loss_type")
     if given is None or given.value != "simpo":
         return layer
