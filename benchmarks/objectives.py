@@ -266,7 +266,8 @@ def page(found: dict[str, list[dict[str, float]]], plan: Plan, seeds: list[int])
             "",
             f"{plan.rows or 'All'} training rows, epochs: {plan.epochs}, steps of {plan.batch}, learning rate "
             f"{LEARNING_RATE:g}, all else by default; mean of seeds {', '.join(map(str, seeds))}. Held-out pairs. What "
-            "the columns mean is said in `benchmarks/objectives.py`.",
+            "the columns mean is said in `benchmarks/objectives.py`. With a reference all rewards are 0 at the start, "
+            "and 50 stands for chance.",
             "",
             "| objective | accuracy before | after | change | margin | NLL per token | chosen log-prob "
             "| rejected log-prob | length | CPU seconds | peak MiB |",

@@ -174,6 +174,9 @@ def _check_fits(
 
 def _announce(recipe: Recipe, report: TokenizationReport, trainer: PreferenceTrainer) -> None:
     logger.info("Objective: %s", describe_objective(recipe))
+    if trainer.loss.objective.needs_reference:
+        live = trainer.reference
+        logger.info("Reference: %s.", "log-probs computed before training" if live is None else live.describe())
     logger.info("Data: %s", report)
     batch = trainer.args.train_batch_size * trainer.args.world_size
     budget, road = trainer.cut.max_tokens, trainer.model.road
