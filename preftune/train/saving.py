@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -14,8 +15,11 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from preftune.errors import CheckpointError
+from preftune.errors import CheckpointError, RecipeError
+from preftune.model.load import one_line
 from preftune.train.checkpoint import MANIFEST, STAGING, publish, seal, step_of
+
+logger = logging.getLogger(__name__)
 
 
 class SealedTrainer(Trainer):
@@ -56,6 +60,32 @@ class SealedTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.staging:  # uploads in the background from the folder it is given: only a published one
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        try:
+            super().init_hf_repo(token, private)
+        except Exception as cause:  # whatever the network's library raises: before training it is a setting to mend
+            raise RecipeError(
+                f"'push_to_hub': no repository for '{self.args.hub_model_id or self.args.output_dir}' on the hub "
+                f"({one_line(cause)}). Log in with `hf auth login`, or set push_to_hub: false."
+            ) from cause
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As Trainer's; a hub that is out of reach does not take a finished run down with it."""
+        try:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        except Exception as cause:
+            folder = self.args.output_dir
+            logger.warning("Saved in %s, but not on the hub (%s). Upload it with `hf upload`.", folder, one_line(cause))
+            return None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._before_saving()

@@ -288,3 +288,21 @@ def test_a_real_small_model_learns_real_pairs(tmp_path, monkeypatch):
     assert held_out[-1]["eval_rewards/margins"] > held_out[0]["eval_rewards/margins"] + 0.05
     assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"]
     assert summary["road"] == "packed"
+
+
+class TestHub:
+    def test_a_hub_out_of_reach_is_one_line_before_anything_is_written(self, work, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(RecipeError, match=r"'push_to_hub': no repository for 'me/model'.*set push_to_hub: false"):
+            train(None, **work, push_to_hub=True, hub_model_id="me/model")
+        assert not Path("run").exists()
+
+    def test_a_hub_that_goes_away_leaves_the_finished_run(self, work, monkeypatch, caplog):
+        def gone(*_, **__):
+            raise ConnectionError("no route")
+
+        monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_: None)
+        monkeypatch.setattr("transformers.Trainer.push_to_hub", gone)
+        summary = train(None, **work, push_to_hub=True, hub_model_id="me/model")
+        assert summary["steps"] == 4
+        assert "Saved in run, but not on the hub (ConnectionError: no route)." in caplog.text
