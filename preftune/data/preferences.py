@@ -107,6 +107,21 @@ def load_preferences(
     return examples
 
 
+def bad_row_rule(
+    dataset: str | Path | Sequence[Any] | Mapping[str, Any],
+    configs: Sequence[str | None] | Mapping[str, str] | None = None,
+    splits: Sequence[str] | Mapping[str, Any] | None = None,
+    catalog: str | Path | None = None,
+) -> OnBadRow:
+    """What is done with bad rows where nobody says it: `skip` if the catalogue has it so for every source."""
+    named = load_catalog(catalog)
+    rules = set()
+    for source in parse_sources(dataset, configs, splits):
+        found = named.find(source.name)
+        rules.add(source.on_bad_row or (found[0].on_bad_row if found else "error"))
+    return "skip" if rules == {"skip"} else "error"
+
+
 def _check(mixer_order: object, seed: object, test_split_size: object) -> None:
     if mixer_order not in get_args(MixerOrder):
         raise RecipeError(f"'mixer_order' is {mixer_order!r}; expected random or head.")

@@ -16,6 +16,7 @@ from preftune.data import TokenizationReport, class_balance, load_preferences, l
 from preftune.data.bad_rows import SkippedRows
 from preftune.data.columns import ColumnMapping
 from preftune.data.decontaminate import Questions, asked_in
+from preftune.data.preferences import bad_row_rule
 from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
@@ -101,6 +102,9 @@ def tokenize_for(
     Raises:
         PreftuneError: a row or a setting is wrong, or no row is left.
     """
+    rule = recipe.on_bad_row or bad_row_rule(
+        recipe.dataset, recipe.dataset_configs, recipe.dataset_splits, recipe.dataset_catalog
+    )
     with Progress(transient=True, disable=len(examples) < MANY or not sys.stderr.isatty()) as bar:
         groups, report = tokenize_examples(
             examples,
@@ -109,7 +113,7 @@ def tokenize_for(
             max_prompt_length=recipe.max_prompt_length,
             truncation=recipe.truncation,
             cut_response_end=recipe.cut_response_end,
-            on_bad_row=recipe.on_bad_row or "error",
+            on_bad_row=rule,
             dedupe=recipe.dedupe,
             decontaminate=_questions(recipe.decontaminate),
             tokenization=recipe.tokenization,

@@ -290,6 +290,17 @@ def test_a_real_small_model_learns_real_pairs(tmp_path, monkeypatch):
     assert summary["road"] == "packed"
 
 
+def test_the_catalogue_skips_rows_that_cutting_makes_equal_too(work):
+    """Of a set that is known to hold bad rows, as of the rows that are bad as they stand."""
+    alike = {"prompt": "Hi", "chosen": "ab " * 40 + "c", "rejected": "ab " * 40 + "d"}
+    write_rows(Path("pairs.jsonl"), [*PAIRS, alike])
+    Path("sets.yaml").write_text("mine: {path: pairs.jsonl, on_bad_row: skip}\nstrict: {path: pairs.jsonl}\n")
+    named = {**work, "dataset": "mine", "dataset_catalog": "sets.yaml", "max_length": 30}
+    assert train(None, **named)["rows"] == 16
+    with pytest.raises(DataError, match=r"row 17"):
+        train(None, **{**named, "dataset": "strict", "output_dir": "other"})
+
+
 class TestHub:
     def test_a_hub_out_of_reach_is_one_line_before_anything_is_written(self, work, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
