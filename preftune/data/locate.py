@@ -2,7 +2,8 @@
 
 In: a `Source` and the catalogue. Out: the `Place`s to read, one a subset. Looked for in this order: the path that was
 given, the catalogue's set under the folder of PREFTUNE_DATA_ROOT (by any of its names, as a folder or a data file), and
-the hub. Local copies are never refused for not being laid out as on the hub: what is there is read.
+the hub, or ModelScope for a name with the prefix MS::. Local copies, and what ModelScope gave, are never refused for
+not being laid out as on the hub: what is there is read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from preftune.data.catalog import Catalog, CatalogEntry
 from preftune.data.hub import load_hub_files, load_hub_rows, load_hub_split_names
 from preftune.data.mixture import Source
 from preftune.data.sources import Row, load_rows, load_split_names, name_list, to_file_kind, to_stem
-from preftune.errors import DataError, RecipeError
+from preftune.errors import DataError, MissingExtraError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def locate(source: Source, catalog: Catalog) -> list[Place]:
 
     Raises:
         DataError: there is nothing of that name.
+        MissingExtraError: a set of ModelScope that is not known to be on the hub, without the extra `modelscope`.
         RecipeError: a subset that the catalogue does not know, or a local copy of a set that it does not know.
     """
     found = catalog.find(source.name)
@@ -102,6 +104,8 @@ def locate(source: Source, catalog: Catalog) -> list[Place]:
     subsets = _subsets(source, entry, implied)
     own = entry.path if entry and source.registry is None else None
     path = source.path or own or (_local_copy(source, entry) if entry and source.registry != "HF" else None)
+    if path is None and source.registry == "MS" and implied is None and "/" in source.name:
+        path = _from_modelscope(source.name, entry)
     if path is not None:
         if not (source.subsets or implied) and subsets[0] and next(path.rglob(subsets[0]), None) is None:
             subsets = [None]  # nobody asked for the default subset, and the copy is not divided
@@ -114,9 +118,10 @@ def locate(source: Source, catalog: Catalog) -> list[Place]:
             f"{catalog.nearest(source.name)}. Correct it; a name on the hub is written owner/name."
         )
     hub = entry.hub if entry else source.name
-    if hub is None or (source.registry == "MS" and entry is None):
-        reason = "sets of ModelScope cannot be fetched" if source.registry == "MS" else "its entry names no hub"
-        raise DataError(f"{source.name}: {reason}. Download it and name the file or folder instead.")
+    if hub is None:
+        raise DataError(f"{source.name}: its entry names no hub. Download it and name the file or folder instead.")
+    if source.registry == "MS" and entry is None:
+        raise DataError(f"MS::{source.name}: a data set of ModelScope is written MS::owner/name. Add its owner.")
     if source.registry == "MS":
         log.info("%s: ModelScope is not asked; %s on the hub is the same set", source.name, hub)
     return [Place(hub, None, subset, entry) for subset in subsets]
@@ -139,6 +144,19 @@ def _is_path(source: Source) -> bool:
         return False
     name = source.name
     return bool(re.match(r"[./~]", name)) or name.count("/") > 1 or "\\" in name or to_file_kind(Path(name)) is not None
+
+
+def _from_modelscope(name: str, entry: CatalogEntry | None) -> Path | None:
+    """The folder of a data set of ModelScope; None: the package is missing, and the hub has the same set."""
+    try:
+        from preftune.data.modelscope_hub import fetch_modelscope_folder
+    except ImportError as error:
+        if entry and entry.hub:
+            log.info("%s: the extra 'modelscope' is not installed", name)
+            return None
+        raise MissingExtraError(f"MS::{name}", "modelscope") from error
+    copy = f"name a local copy: {name}=PATH" if entry else "download it and name the folder instead"
+    return fetch_modelscope_folder(name, f"Check the name and the network, or {copy}")
 
 
 def _local_copy(source: Source, entry: CatalogEntry) -> Path | None:

@@ -30,6 +30,8 @@ STDIN = "-"
 VALIDATION_NAMES = frozenset({"validation", "valid", "val", "dev", "eval"})
 SPLIT_NAMES = VALIDATION_NAMES | {"train", "test"}
 
+NOT_ROWS = frozenset({"dataset_infos.json", "configuration.json"})  # what hubs put beside the data files of a set
+
 LONGEST_NAME = 80  # what an error message shows of a column's name
 
 Record = tuple[int, dict[str, Any]]
@@ -137,6 +139,7 @@ def _files_by_split(folder: Path, subset: str | None) -> dict[str, list[Path]]:
     if not files:
         found = sorted(file for file in folder.rglob("*") if file.is_file() and to_file_kind(file))
         found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+        found = [file for file in found if file.name not in NOT_ROWS]
         files = [(_split_of(file.relative_to(folder)), file) for file in found]
     if not files:
         raise DataError(f"{folder}: the folder holds no data files. Expected files ending in {KNOWN_SUFFIXES}.")

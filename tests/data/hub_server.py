@@ -15,9 +15,9 @@ COMMIT = "a" * 40
 
 
 @contextmanager
-def serving(root: Path):
+def serving(root: Path, handler: type | None = None):
     """The address of the server, for HF_ENDPOINT."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, root))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler or Hub, root))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -69,8 +69,8 @@ class Hub(BaseHTTPRequestHandler):
         content = file.read_bytes()
         return self.answer(200, content, {"ETag": f'"{digest(content)}"', "X-Repo-Commit": COMMIT})
 
-    def answer_json(self, value):
-        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def answer_json(self, value, status=200):
+        self.answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status, content=b"", headers=()):
         self.send_response(status)

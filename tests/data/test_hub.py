@@ -43,6 +43,7 @@ CASES = {
 }  # fmt: skip
 ONLINE_ONLY = {"config is needed": ("owner/confs", {})}  # offline, `datasets` takes the one that is cached
 
+WITHOUT_MODELSCOPE = "import sys; sys.modules['modelscope'] = None"  # to import it is an ImportError
 SCRIPT = """
 import json, sys
 from preftune.data import load_preferences
@@ -98,7 +99,11 @@ def load_all(cases, home, **environment):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PREFTUNE_"))}
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], input=json.dumps(cases), capture_output=True, text=True, env=kept | settings
+        [sys.executable, "-c", WITHOUT_MODELSCOPE + SCRIPT],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        env=kept | settings,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -153,7 +158,7 @@ REFUSED = {
     "no such split": ("DataError: owner/pairs: ", "['train_prefs', 'test_prefs']", "Name one of these in 'splits'"),
     "no such set": ("DataError: owner/gone: cannot be had from the hub", "owner/gone", "Check the name"),
     "files that are not there": ("DataError: dikw/hh_rlhf_cn: ", "is 'hh_rlhf_train.jsonl'", "name a local copy"),
-    "ModelScope": ("DataError: owner/pairs: ", "sets of ModelScope cannot be fetched", "Download it"),
+    "ModelScope": ("MissingExtraError: MS::owner/pairs needs", "the 'modelscope' extra", "preftune[modelscope]"),
     "no such config": ("DataError: owner/confs:c: cannot be had from the hub", "'c'", ""),
 }  # fmt: skip
 

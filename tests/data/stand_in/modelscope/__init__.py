@@ -1,0 +1,1 @@
+"""Stands in for the package modelscope where it is not installed."""
