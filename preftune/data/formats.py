@@ -89,31 +89,24 @@ def to_examples(
     if mappings is not None:
         mappings[_where(rows)] = mapping
     here = SkippedRows()
-    read = _read_rows(rows, mapping, on_bad_row, here)
+    read = read_rows(rows, mapping, on_bad_row, here)
     if here.total:
         log.warning("%s: %s", _where(rows), here)
     if skipped is not None:
         skipped.update(here)
-    match mapping.form, mapping.layout:
-        case Layout.PAIRED, Layout.SINGLE:
-            return [pairs[0].pick(0, scores=()) for pairs in read]
-        case Layout.PAIRED, Layout.UNPAIRED:
-            return _split(read, _where(rows))
-    examples = [example for several in read for example in several]
-    match mapping.form, mapping.layout:
-        case Layout.RANKED, Layout.PAIRED:
-            return _expand(examples, ranked_pairs, _where(rows))
-        case Layout.RANKED, Layout.SINGLE:
-            return _best(examples, _where(rows))
-        case Layout.PAIRED, Layout.PAIRED:
-            _warn_of_contradictions(examples, _where(rows))
+    examples = to_layout(read, mapping, ranked_pairs)
+    _say_what_became(read, examples, mapping, ranked_pairs, _where(rows))
     return examples
 
 
-def _read_rows(
-    rows: Sequence[Row], mapping: ColumnMapping, on_bad_row: OnBadRow, skipped: SkippedRows
+def read_rows(
+    rows: Sequence[Row], mapping: ColumnMapping, on_bad_row: OnBadRow, skipped: SkippedRows, *, all_bad: bool = False
 ) -> list[list[Example]]:
-    """The examples of each good row; the bad ones are counted in `skipped`."""
+    """The examples of each good row; the bad ones are counted in `skipped`.
+
+    Args:
+        all_bad: rows of which none is good are let pass.
+    """
     read_row = _compared if mapping.winners else READERS[mapping.form]
     read: list[list[Example]] = []
     first_bad: BadRowError | None = None
@@ -126,11 +119,26 @@ def _read_rows(
             first_bad = first_bad or bad
             skipped.add(bad)
     skipped.read += len(rows)
-    if first_bad is not None and not read:
+    if first_bad is not None and not read and not all_bad:
         raise DataError(
             f"{first_bad} This is the first of {len(rows)} rows, which are all bad: none is left to train on."
         )
     return read
+
+
+def to_layout(read: Sequence[Sequence[Example]], mapping: ColumnMapping, ranked_pairs: RankedPairs) -> list[Example]:
+    """The examples of rows, from the form of their file to the layout that is wanted."""
+    examples = [example for several in read for example in several]
+    match mapping.form, mapping.layout:
+        case Layout.PAIRED, Layout.SINGLE:
+            return [pairs[0].pick(0, scores=()) for pairs in read]
+        case Layout.PAIRED, Layout.UNPAIRED:
+            return _split(read)
+        case Layout.RANKED, Layout.PAIRED:
+            return [pair for example in examples for pair in to_pairs(example, ranked_pairs)]
+        case Layout.RANKED, Layout.SINGLE:
+            return [example.pick(0, scores=()) for example in examples]
+    return examples
 
 
 # --- one row
@@ -246,30 +254,37 @@ def _pair_scores(reader: RowReader) -> tuple[float, ...]:
 # --- from the form of a file to another layout
 
 
-def _split(read: Sequence[Sequence[Example]], where: str) -> list[Example]:
+def _split(read: Sequence[Sequence[Example]]) -> list[Example]:
     """Of each row the chosen answer once, then every rejected one."""
     examples = []
     for pairs in read:
         examples.append(pairs[0].pick(0, scores=(1.0,)))
         examples += [pair.pick(1, scores=(0.0,)) for pair in pairs]
-    count = sum(map(len, read))
-    log.info("%s: %d pairs become %d rows: chosen desirable, rejected undesirable", where, count, len(examples))
     return examples
 
 
-def _expand(examples: Sequence[Example], ranked_pairs: RankedPairs, where: str) -> list[Example]:
-    pairs = [pair for example in examples for pair in to_pairs(example, ranked_pairs)]
-    responses = sum(len(example.responses) for example in examples)
-    log.info(
-        "%s: %d ranked rows with %d responses become %d pairs (ranked_pairs: %s)",
-        where, len(examples), responses, len(pairs), ranked_pairs,
-    )  # fmt: skip
-    return pairs
-
-
-def _best(examples: Sequence[Example], where: str) -> list[Example]:
-    log.info("%s: %d ranked rows, of which the best response is taken", where, len(examples))
-    return [example.pick(0, scores=()) for example in examples]
+def _say_what_became(
+    read: Sequence[Sequence[Example]],
+    examples: Sequence[Example],
+    mapping: ColumnMapping,
+    ranked_pairs: RankedPairs,
+    where: str,
+) -> None:
+    count = sum(map(len, read))
+    match mapping.form, mapping.layout:
+        case Layout.PAIRED, Layout.UNPAIRED:
+            said = "%s: %d pairs become %d rows: chosen desirable, rejected undesirable"
+            log.info(said, where, count, len(examples))
+        case Layout.RANKED, Layout.PAIRED:
+            responses = sum(len(example.responses) for several in read for example in several)
+            log.info(
+                "%s: %d ranked rows with %d responses become %d pairs (ranked_pairs: %s)",
+                where, count, responses, len(examples), ranked_pairs,
+            )  # fmt: skip
+        case Layout.RANKED, Layout.SINGLE:
+            log.info("%s: %d ranked rows, of which the best response is taken", where, count)
+        case Layout.PAIRED, Layout.PAIRED:
+            _warn_of_contradictions(examples, where)
 
 
 def _warn_of_contradictions(pairs: Sequence[Example], where: str) -> None:

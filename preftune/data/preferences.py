@@ -90,7 +90,7 @@ def load_preferences(
         read = to_examples(
             rows,
             layout,
-            _columns_of(source, entry, columns, rows),
+            columns_of(source, entry, columns, rows),
             ranked_pairs=ranked_pairs,
             on_bad_row=source.on_bad_row or on_bad_row or (entry.on_bad_row if entry else "error"),
             skipped=skipped,
@@ -148,7 +148,7 @@ def _load_rows(source: Source, places: Sequence[Place], split: str, order: Mixer
     parts = [
         (place.describe(name), _without_excluded(place, name))
         for place in places
-        for name in _split_names(source, place, split)
+        for name in wanted_splits(source, place, split)
     ]
     weight = source.weight if role_of(split) == "train" else 1.0
     amount = weight if source.count is None else source.count
@@ -172,7 +172,7 @@ def _take(shown: str, rows: Sequence[Row], amount: float | int, order: MixerOrde
     return taken
 
 
-def _split_names(source: Source, place: Place, split: str) -> tuple[str, ...]:
+def wanted_splits(source: Source, place: Place, split: str) -> tuple[str, ...]:
     """The names of the splits to read; one body of rows is read once, whatever splits are named."""
     if source.splits is None or split not in ("train", "test"):
         return (place.wanted_split(split),)
@@ -203,7 +203,7 @@ def _without_excluded(place: Place, split: str) -> list[Row]:
     return kept
 
 
-def _columns_of(
+def columns_of(
     source: Source, entry: CatalogEntry | None, columns: Columns | None, rows: Sequence[Row]
 ) -> Columns | None:
     """The user's columns over those of the catalogue, of which only what the rows have."""

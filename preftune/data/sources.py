@@ -14,6 +14,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -64,7 +65,7 @@ def load_rows(path: str | Path, split: str = "train", subset: str | None = None)
         return _to_rows(_jsonl_records(_stdin_text(), "standard input"), "standard input", split)
     path = Path(path)
     if path.is_dir():
-        return [row for file in _split_files(path, split, subset) for row in _file_rows(file, split)]
+        return [row for file in split_files(path, split, subset) for row in _file_rows(file, split)]
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder. Check the path; {_neighbours(path)}.")
     return _file_rows(path, split)
@@ -84,6 +85,11 @@ def to_file_kind(path: Path) -> str | None:
     return _suffixes(path)[0]
 
 
+def to_compression(path: Path) -> str:
+    """`.gz`, `.zst` or nothing."""
+    return _suffixes(path)[1]
+
+
 def to_stem(path: Path) -> str:
     """A data file's name without the suffixes that say how it is read."""
     kind, compression = _suffixes(path)
@@ -91,9 +97,7 @@ def to_stem(path: Path) -> str:
 
 
 def _file_rows(path: Path, split: str) -> list[Row]:
-    kind = to_file_kind(path)
-    if kind is None:
-        raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {KNOWN_SUFFIXES}.")
+    kind = known_kind(path)
     records = TABLES[kind](path) if kind in TABLES else TEXTS[kind](_read_text(path), str(path))
     return _to_rows(records, str(path), split)
 
@@ -101,8 +105,24 @@ def _file_rows(path: Path, split: str) -> list[Row]:
 def _to_rows(records: Iterable[Record], dataset: str, split: str) -> list[Row]:
     rows = [Row(values, Origin(dataset, split, number)) for number, values in records]
     if not rows:
-        raise DataError(f"{dataset}: it holds no rows; expected at least one. Check that it was written completely.")
+        raise no_rows(dataset)
     return rows
+
+
+def no_rows(dataset: str) -> DataError:
+    return DataError(f"{dataset}: it holds no rows; expected at least one. Check that it was written completely.")
+
+
+def known_kind(path: Path) -> str:
+    """As `to_file_kind`.
+
+    Raises:
+        DataError: it is none that is known.
+    """
+    kind = to_file_kind(path)
+    if kind is None:
+        raise DataError(f"{path}: files ending in '{path.suffix}' cannot be read. Use one of {KNOWN_SUFFIXES}.")
+    return kind
 
 
 def _suffixes(path: Path) -> tuple[str | None, str]:
@@ -125,7 +145,7 @@ def _neighbours(path: Path) -> str:
 # --- folders
 
 
-def _split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
+def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
     """The data files under `folder` that belong to `split`, in the order of their names."""
     by_split = _files_by_split(folder, subset)
     wanted = "validation" if split not in by_split and split in VALIDATION_NAMES else split
@@ -190,11 +210,12 @@ def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+        raise unreadable(path, error) from error
     if compression == ".gz":
-        data = _gunzip(data, path)
+        with gzip_errors(path):
+            data = gzip.decompress(data)
     elif compression == ".zst":
-        data = _unzstd(data, path)
+        data = b"".join(zstd_pieces([data], path))
     return _decode(data, path)
 
 
@@ -203,31 +224,39 @@ def _stdin_text() -> str:
     return _decode(sys.stdin.buffer.read(), "standard input")
 
 
-def _gunzip(data: bytes, path: Path) -> bytes:
+def unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.")
+
+
+@contextmanager
+def gzip_errors(path: Path) -> Iterator[None]:
+    """What is wrong with a gzip file, in one line."""
     try:
-        return gzip.decompress(data)
+        yield
     except EOFError as error:
         raise DataError(f"{path}: the gzip file is truncated: it ends early. Copy or download it again.") from error
     except (OSError, zlib.error) as error:
         raise DataError(f"{path}: not a sound gzip file ({error}). Copy it again or rename it.") from error
 
 
-def _unzstd(data: bytes, path: Path) -> bytes:
+def zstd_pieces(pieces: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file that comes in pieces; it may hold several frames one after the other."""
     try:
         import zstandard
     except ImportError as error:
         raise MissingExtraError(f"Reading {path}", "zstd") from error
-    pieces = []
+    frame: Any = None
     try:
-        while data:  # a file may hold several frames one after the other
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            pieces.append(frame.decompress(data))
-            if not frame.eof:
-                raise DataError(f"{path}: the zstd file is truncated: it ends early. Copy or download it again.")
-            data = frame.unused_data
+        for data in pieces:
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(data)
+                data = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
         raise DataError(f"{path}: not a sound zstd file ({error}). Copy it again or rename it.") from error
-    return b"".join(pieces)
+    if frame is not None:
+        raise DataError(f"{path}: the zstd file is truncated: it ends early. Copy or download it again.")
 
 
 def _decode(data: bytes, path: Path | str) -> str:
@@ -235,10 +264,13 @@ def _decode(data: bytes, path: Path | str) -> str:
         return data.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         offset = error.start + (len(BOM) if data.startswith(BOM) else 0)
-        line = data.count(b"\n", 0, offset) + 1
-        raise DataError(
-            f"{path} line {line}: not UTF-8 (byte 0x{data[offset]:02x} at offset {offset}). {_encoding_remedy(data)}"
-        ) from error
+        raise not_utf8(path, data.count(b"\n", 0, offset) + 1, data[offset], offset, data) from error
+
+
+def not_utf8(path: Path | str, line: int, byte: int, offset: int, head: bytes) -> DataError:
+    """`head` is how the file begins."""
+    remedy = _encoding_remedy(head)
+    return DataError(f"{path} line {line}: not UTF-8 (byte 0x{byte:02x} at offset {offset}). {remedy}")
 
 
 def _encoding_remedy(data: bytes) -> str:
@@ -257,13 +289,18 @@ def _jsonl_records(text: str, path: str) -> Iterator[Record]:
         try:
             values = _parse_json(text)
         except (ValueError, RecursionError):
-            return _json_lines(text, path)
+            return _lines_of(text, path)
         return _listed(values, path)
-    return _json_lines(text, path)
+    return _lines_of(text, path)
 
 
-def _json_lines(text: str, path: str) -> Iterator[Record]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 is allowed inside JSON text
+def _lines_of(text: str, path: str) -> Iterator[Record]:
+    return json_lines(enumerate(text.split("\n"), 1), path)  # not splitlines: U+2028 is allowed inside JSON text
+
+
+def json_lines(lines: Iterable[tuple[int, str]], path: str) -> Iterator[Record]:
+    """The objects of numbered lines; blank ones are passed over."""
+    for number, line in lines:
         if not line.strip():
             continue
         try:
@@ -282,7 +319,7 @@ def _json_records(text: str, path: str) -> Iterator[Record]:
         values = _parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip()[:1] == "{":  # JSON lines under the name .json
-            return _json_lines(text, path)
+            return _lines_of(text, path)
         raise _invalid_json(path, error.lineno, error.colno, error.msg, "Fix the file there") from error
     except (ValueError, RecursionError) as error:
         raise _invalid_json(path, 1, 1, str(error), "Fix the file") from error
@@ -328,12 +365,12 @@ def _invalid_json(path: str, line: int, column: int, problem: str, remedy: str) 
 def _csv_records(text: str, path: str, delimiter: str = ",") -> Iterator[Record]:
     limit = csv.field_size_limit(len(text) + 1)  # Python's own limit of 131,072 characters is less than one long answer
     try:
-        yield from _csv_table(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), path)
+        yield from csv_table(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), path)
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_table(reader: Any, path: str) -> Iterator[Record]:
+def csv_table(reader: Any, path: str) -> Iterator[Record]:
     try:
         header: list[str] = next(reader, [])
         _check_header(header, path)

@@ -13,12 +13,13 @@ from typing import Any
 from preftune.errors import DataError
 
 ARROW_FILE_MAGIC = b"ARROW1"  # the file form (Feather); without it the stream form, which `datasets` writes
+SLICE = 1024  # records that are Python objects at one time
 
 
 def parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet
 
-    return _records(path, "parquet", lambda: pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024))
+    return _records(path, "parquet", lambda: pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=SLICE))
 
 
 def arrow_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -44,9 +45,10 @@ def _records(path: Path, kind: str, batches: Any) -> Iterator[tuple[int, dict[st
     number = 0
     try:
         for batch in batches():
-            for record in batch.to_pylist():
-                number += 1
-                yield number, record
+            for start in range(0, batch.num_rows, SLICE):  # one batch may be the whole file
+                for record in batch.slice(start, SLICE).to_pylist():
+                    number += 1
+                    yield number, record
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a text after row {number} is not UTF-8. Write the file anew as UTF-8.") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:

@@ -37,6 +37,7 @@ __all__ = ["LengthSummary", "TokenizationReport", "tokenize_examples"]
 
 Tokenization = Literal["preftune", "princeton"]
 Encoder = Callable[[Sequence[Example], ChatFormat], list[Encoded]]
+PieceEncoder = Callable[[Sequence[Example]], tuple[list[TokenizedGroup], dict[str, list[Origin]]]]
 ENCODERS: dict[str, Encoder] = {
     "preftune": encode_examples,
     "princeton": encode_examples_princeton,
@@ -91,11 +92,7 @@ def tokenize_examples(
     """
     _check(on_bad_row, tokenization, num_proc)
     chat = read_chat_format(tokenizer)
-    rule: Truncation | PrincetonTruncation | None
-    if tokenization == "princeton":
-        rule = build_princeton_truncation(max_length, max_prompt_length, truncation)
-    else:
-        rule = build_truncation(chat, max_length, max_prompt_length, truncation, cut_response_end)
+    rule = _rule(chat, tokenization, max_length, max_prompt_length, truncation, cut_response_end)
     dropped: dict[str, list[Origin]] = {name: [] for name in REASONS}
     if dedupe:
         examples, doubles = drop_duplicates(examples)
@@ -103,9 +100,69 @@ def tokenize_examples(
     if decontaminate is not None:
         examples, others = drop_contaminated(examples, decontaminate)
         dropped[CONTAMINATED] = [example.origin for example in others]
+    encoded = _encoded(examples, chat, tokenization, num_proc, cache, progress)
+    whole, groups = _cut_all(encoded, examples, rule, on_bad_row, dropped)
+    log_chat(examples, chat)
+    special = (
+        0 if tokenization == "princeton" else sum(chat.spells_special(row.prompt, row.responses) for row in examples)
+    )
+    return groups, build_report(whole, groups, dropped, chat, special)
+
+
+def piece_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_prompt_length: int | None,
+    truncation: TruncationMode,
+    cut_response_end: CutResponseEnd,
+    on_bad_row: Literal["error", "skip"],
+    decontaminate: Questions | None,
+    tokenization: Tokenization,
+) -> PieceEncoder:
+    """What `tokenize_examples` does, for data that comes in pieces: a function of the examples of one piece.
+
+    It gives their groups, and of each reason the rows that were left out. The arguments are those of
+    `tokenize_examples`.
+    """
+    chat = read_chat_format(tokenizer)
+    rule = _rule(chat, tokenization, max_length, max_prompt_length, truncation, cut_response_end)
+
+    def encode(examples: Sequence[Example]) -> tuple[list[TokenizedGroup], dict[str, list[Origin]]]:
+        dropped: dict[str, list[Origin]] = {name: [] for name in REASONS}
+        if decontaminate is not None:
+            examples, others = drop_contaminated(examples, decontaminate)
+            dropped[CONTAMINATED] = [example.origin for example in others]
+        encoded = ENCODERS[tokenization](examples, chat) if examples else []
+        return _cut_all(encoded, examples, rule, on_bad_row, dropped)[1], dropped
+
+    return encode
+
+
+def _rule(
+    chat: ChatFormat,
+    tokenization: Tokenization,
+    max_length: int | None,
+    max_prompt_length: int | None,
+    truncation: TruncationMode,
+    cut_response_end: CutResponseEnd,
+) -> Truncation | PrincetonTruncation | None:
+    if tokenization == "princeton":
+        return build_princeton_truncation(max_length, max_prompt_length, truncation)
+    return build_truncation(chat, max_length, max_prompt_length, truncation, cut_response_end)
+
+
+def _cut_all(
+    encoded: Sequence[Encoded],
+    examples: Sequence[Example],
+    rule: Truncation | PrincetonTruncation | None,
+    on_bad_row: Literal["error", "skip"],
+    dropped: dict[str, list[Origin]],
+) -> tuple[list[TokenizedGroup], list[TokenizedGroup]]:
+    """The groups that are kept, whole and cut; `dropped` takes up the others."""
     whole: list[TokenizedGroup] = []
     groups: list[TokenizedGroup] = []
-    for group, example in zip(_encoded(examples, chat, tokenization, num_proc, cache, progress), examples, strict=True):
+    for group, example in zip(encoded, examples, strict=True):
         try:
             short = _cut(group, rule)
         except DataError as error:
@@ -119,11 +176,7 @@ def tokenize_examples(
             continue
         whole.append(group)
         groups.append(short)
-    log_chat(examples, chat)
-    special = (
-        0 if tokenization == "princeton" else sum(chat.spells_special(row.prompt, row.responses) for row in examples)
-    )
-    return groups, build_report(whole, groups, dropped, chat, special)
+    return whole, groups
 
 
 def _cut(group: Encoded, rule: Truncation | PrincetonTruncation | None) -> TokenizedGroup | None:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import RecipeError
-from preftune.objectives.base import Reads
+from preftune.objectives.base import Baseline, Reads
 from preftune.recipe.batch import check_batch
 from preftune.recipe.training import LIMITS
 from preftune.types import Layout
@@ -33,6 +33,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_adapter(recipe)
     _check_precision(recipe)
     _check_evaluation(recipe)
+    _check_streaming(recipe)
     check_batch(recipe)
 
 
@@ -147,6 +148,34 @@ def _check_evaluation(recipe: Recipe) -> None:
         raise RecipeError(f"'{key}' {value} needs data. Set eval_dataset, or leave {key} out.")
     if training.get("load_best_model_at_end"):
         _check_best_model(strategy, training)
+
+
+_WHOLE_ONLY = ("test_split_size", "dedupe", "precompute_reference", "tokens_cache", "dataset_num_proc")
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    """Refuse, beside a stream, what needs all rows at once."""
+    if not recipe.streaming:
+        _refuse_idle(recipe, ("streaming_buffer",), "streaming is false")
+        return
+    if recipe.training.get("max_steps", -1) < 1:
+        raise RecipeError("'streaming' true needs max_steps: how long a stream is, is not known. Set max_steps: N.")
+    defaults = {field.name: field.default for field in fields(recipe)}
+    for key in _WHOLE_ONLY:
+        value = getattr(recipe, key)
+        if value != defaults[key]:
+            said = str(value).lower() if isinstance(value, bool) else repr(value)
+            raise RecipeError(f"'{key}' {said} takes all rows at once, and streaming is true. Leave one of them out.")
+    if recipe.build_objective().baseline == Baseline.PROBES:
+        raise RecipeError(
+            f"'streaming' true is not for {recipe.objective}, which compares with responses to other prompts from all "
+            "of the data. Leave it out, or take an objective for pairs."
+        )
+    workers = recipe.training.get("dataloader_num_workers", 0)
+    if workers:
+        raise RecipeError(
+            f"'dataloader_num_workers' {workers}: a stream is read in the process that trains. Leave it out."
+        )
 
 
 def _check_best_model(strategy: object, training: dict[str, Any]) -> None:

@@ -68,6 +68,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mixer_order",
         "test_split_size",
         "system_prompt",
+        "streaming",
+        "streaming_buffer",
     ),
     "tokens": (
         "max_length",
@@ -132,6 +134,8 @@ class Recipe:
         mixer_order: rows of a weight are drawn by the seed (random), or are the first ones, as published (head).
         test_split_size: what is held out of a source without a test split: a share, or a number of examples.
         system_prompt: the system text of rows that have none.
+        streaming: read the files row by row while training, for data larger than memory; needs max_steps.
+        streaming_buffer: groups that are shuffled among each other in a stream; rounded up to whole steps.
         ranked_pairs: how ranked rows become pairs: best_worst, or all.
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens that a prompt keeps when the pair is too long; null: what the response leaves.
@@ -199,6 +203,8 @@ class Recipe:
     mixer_order: Literal["random", "head"] = "random"
     test_split_size: int | float | None = None
     system_prompt: str | None = None
+    streaming: bool = False
+    streaming_buffer: int = 4096
     max_length: int = 1024
     max_prompt_length: int | None = None
     truncation: TruncationMode = "prompt_then_response"

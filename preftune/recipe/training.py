@@ -64,6 +64,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sft_weight": _AT_LEAST_0,
     "dataset_num_proc": _AT_LEAST_1,
     "test_split_size": _ABOVE_0,
+    "streaming_buffer": _AT_LEAST_1,
     "lora_r": _AT_LEAST_1,
     "lora_alpha": _ABOVE_0,
     "lora_dropout": _BELOW_1,

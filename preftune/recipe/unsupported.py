@@ -54,7 +54,7 @@ NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
     "device_max_memory": ((None, []), _SPLIT),
     "device_map": ((None, "auto"), _SPLIT),
     "sequence_parallel_size": ((1,), "a sequence is not split over GPUs"),
-    "streaming": ((False,), "data is read whole; take a part with --dataset NAME#500"),
+    "streaming": ((False,), "take a part with --dataset NAME#500, or a recipe: preftune train streams files"),
     "train_dataset_sample": ((-1, None), _SAMPLE),
     "val_dataset_sample": ((-1, None), "write the number behind the name: --val_dataset NAME#500"),
     "train_dataset_mix_ratio": ((0, None), "weights of data sets are written in a recipe (dataset: {a: 0.5, b: 1.0})"),

@@ -42,6 +42,7 @@ from preftune.train.data import load_examples, look_at, tokenize_for
 from preftune.train.loader import check_prompts
 from preftune.train.models import check_fits, lora_settings, refuse_adapter
 from preftune.train.step import Packing
+from preftune.train.stream import first_examples
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.types import Example, TokenizedGroup
 
@@ -153,7 +154,7 @@ def check_data(
     skipped: SkippedRows = SkippedRows()
     mappings: dict[str, ColumnMapping] = {}
     with _logged() as (notes, warnings):
-        examples = load_examples(recipe, recipe.dataset, split, skipped=skipped, mappings=mappings)
+        examples = _load_looked_at(recipe, split, skipped, mappings)
         look_at(recipe, tokenizer, examples)
         groups, tokens = tokenize_for(recipe, tokenizer, examples)
         held_out, held_groups = None, []
@@ -188,10 +189,19 @@ def count_bad_rows(recipe: Recipe, split: str = "train") -> SkippedRows | None:
     skipped = SkippedRows()
     try:
         with _logged():
-            load_examples(replace(recipe, on_bad_row="skip"), recipe.dataset, split, skipped=skipped)
+            _load_looked_at(replace(recipe, on_bad_row="skip"), split, skipped)
     except PreftuneError:
         pass  # every row is bad, or the next source is wrong: what was counted stands
     return skipped if skipped.total else None
+
+
+def _load_looked_at(
+    recipe: Recipe, split: str, skipped: SkippedRows, mappings: dict[str, ColumnMapping] | None = None
+) -> list[Example]:
+    """The rows of the split; of a stream the first ones."""
+    if recipe.streaming and split == "train":
+        return first_examples(recipe, skipped=skipped, mappings=mappings)
+    return load_examples(recipe, recipe.dataset, split, skipped=skipped, mappings=mappings)
 
 
 def _shown(group: TokenizedGroup) -> dict[str, Any]:

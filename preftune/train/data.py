@@ -115,7 +115,7 @@ def tokenize_for(
             cut_response_end=recipe.cut_response_end,
             on_bad_row=rule,
             dedupe=recipe.dedupe,
-            decontaminate=_questions(recipe.decontaminate),
+            decontaminate=benchmark_questions(recipe.decontaminate),
             tokenization=recipe.tokenization,
             num_proc=recipe.dataset_num_proc,
             cache=recipe.tokens_cache,
@@ -148,7 +148,7 @@ def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:
     return lambda done, rows: bar.update(task, completed=done, total=rows)
 
 
-def _questions(files: str | Sequence[str] | None) -> Questions | None:
+def benchmark_questions(files: str | Sequence[str] | None) -> Questions | None:
     """A question a line, or the questions of a data file."""
     if files is None:
         return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -136,7 +137,8 @@ class StepLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-def step_loader(source: StepSource, workers: int = 0) -> StepLoader:
+def step_loader(source: Any, workers: int = 0) -> StepLoader:
+    """Of a `StepSource`, or what else has `steps` and builds the step of a key."""
     keys = StepKeys(source.steps)
     return StepLoader(
         source,

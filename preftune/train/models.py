@@ -178,6 +178,21 @@ def check_fits(
     logger.warning("%s: expect poor log-probs, or set max_length: %d.", said, limit)
 
 
+def check_positions(config: PretrainedConfig, max_length: int, name: str) -> None:
+    """Of a stream the rows to come are not known, so learned positions must reach as far as the longest can.
+
+    Raises:
+        ModelError: they do not.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and max_length > limit and not hasattr(text, "rope_parameters"):
+        raise ModelError(
+            f"'{name}' was made for {limit} tokens, and rows of a stream may have {max_length}. "
+            f"Set max_length: {limit} or less."
+        )
+
+
 def _load(recipe: Recipe) -> PreTrainedModel:
     return load_model(
         recipe.model_name_or_path,

@@ -31,9 +31,10 @@ from preftune.train.arguments import PreferenceArguments, default_micro_batch_to
 from preftune.train.card import write_card
 from preftune.train.checkpoint import resolve_resume, set_aside, step_of
 from preftune.train.data import load_groups
-from preftune.train.models import check_fits, load_reference_model, load_trained_model
+from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
+from preftune.train.stream import GroupStream
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard_trackers, usable_trackers
 from preftune.train.trainer import PreferenceTrainer
@@ -58,7 +59,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     started = time.perf_counter()
     quiet_transformers()
     tokenizer, new_tokens = load_run_tokenizer(recipe)
-    groups, report = load_groups(recipe, tokenizer, recipe.dataset, "train")
+    groups, report, known = _load_training(recipe, tokenizer)
     held_out = None
     if recipe.evaluates:
         held_out, _ = load_groups(recipe, tokenizer, recipe.eval_dataset or recipe.dataset, "test")
@@ -68,8 +69,10 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     for warning in guard_rails(recipe, model.num_parameters(), args.train_batch_size * args.world_size):
         logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
-    rows = groups + (held_out or [])
+    rows = known + (held_out or [])
     _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
+    if recipe.streaming:
+        check_positions(model.config, recipe.max_length, recipe.model_name_or_path)
     if reference is not None:
         _check_fits(reference, recipe.reference_model_name_or_path, tokenizer, rows)
     folder = Path(recipe.output_dir)
@@ -129,6 +132,17 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     return summary
 
 
+def _load_training(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenizedGroup] | GroupStream, TokenizationReport, list[TokenizedGroup]]:
+    """What is trained on, the report of it, and those of its groups that are known before training."""
+    if recipe.streaming:
+        stream = GroupStream(recipe, tokenizer)
+        return stream, stream.report, stream.first
+    groups, report = load_groups(recipe, tokenizer, recipe.dataset, "train")
+    return groups, report, groups
+
+
 def _evaluate_the_end(trainer: PreferenceTrainer) -> None:
     """`do_eval: true`, as published: the model that is saved is evaluated, whatever eval_steps says."""
     evaluated = [record["step"] for record in trainer.state.log_history if "eval_loss" in record]
@@ -177,7 +191,7 @@ def _announce(recipe: Recipe, report: TokenizationReport, trainer: PreferenceTra
     if trainer.loss.objective.needs_reference:
         live = trainer.reference
         logger.info("Reference: %s.", "log-probs computed before training" if live is None else live.describe())
-    logger.info("Data: %s", report)
+    logger.info("Data%s: %s", " (first rows of the stream)" if recipe.streaming else "", report)
     batch = trainer.args.train_batch_size * trainer.args.world_size
     budget, road = trainer.cut.max_tokens, trainer.model.road
     logger.info("Steps of %d groups, micro-batches of up to %s tokens, %s road.", batch, budget, road)
@@ -194,13 +208,17 @@ def _summary(
         metrics.pop(key, None)
     steps = trainer.state.global_step
     batch = trainer.args.train_batch_size * trainer.args.world_size
-    groups = min(steps * batch, round(report.rows * trainer.state.epoch)) * (steps - done_before) / max(steps, 1)
+    streamed = trainer.train_dataset.counts if recipe.streaming else None
+    rows = steps * batch if streamed else min(steps * batch, round(report.rows * trainer.state.epoch))
+    groups = rows * (steps - done_before) / max(steps, 1)
+    if streamed:
+        (logger.warning if streamed.skipped.total else logger.info)("Streamed: %s", streamed)
     return {
         "objective": describe_objective(recipe),
         "metrics": metrics,
         "steps": steps,
-        "rows": report.rows,
-        "data": report.to_dict(),
+        "rows": streamed.groups if streamed else report.rows,
+        "data": {**report.to_dict(), **(streamed.to_dict() if streamed else {})},
         "seconds_total": round(total, 3),
         "train_seconds": round(loop, 3),
         "groups_per_second": round(groups / loop, 3),

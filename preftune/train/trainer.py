@@ -42,6 +42,7 @@ from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
 from preftune.train.saving import SealedTrainer
 from preftune.train.step import Packing, StepLoss, micro_batch_loss, step_counts
+from preftune.train.stream import GroupStream, Mark, StreamSource
 from preftune.types import Origin, PackedBatch, ResponseLogps, Step, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class PreferenceTrainer(SealedTrainer):
         args: `PreferenceArguments`, or `TrainingArguments`, whose batch is folded into the same.
         objective: an `Objective`, or its name for the published defaults.
         train_dataset, eval_dataset: a `datasets.Dataset` or rows in the forms of files (TRL's among them), or token
-            groups; see `preftune.train.raw`.
+            groups; see `preftune.train.raw`. To train on, a `GroupStream` too.
         processing_class: the tokenizer, saved beside the weights; rows of text need it.
         max_length, max_prompt_length, truncation: of rows of text, as in a recipe.
         sft_weight, sft_normalization: see `StepLoss`.
@@ -119,7 +120,8 @@ class PreferenceTrainer(SealedTrainer):
         policy = self._checked_policy(model, args, road)
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.reference: Reference | None = None
-        for groups in (self.train_dataset or (), *self._eval_sets().values()):
+        first = self._stream.first if self._stream else self.train_dataset or ()
+        for groups in (first, *self._eval_sets().values()):
             check_row_weights(built, groups)
         if built.baseline == Baseline.PROBES:
             for groups in (self.train_dataset, *self._eval_sets().values()):
@@ -194,6 +196,10 @@ class PreferenceTrainer(SealedTrainer):
     # data
 
     @property
+    def _stream(self) -> GroupStream | None:
+        return self.train_dataset if isinstance(self.train_dataset, GroupStream) else None
+
+    @property
     def _packing(self) -> Packing:
         objective = self.loss.objective
         return Packing(
@@ -213,6 +219,9 @@ class PreferenceTrainer(SealedTrainer):
     def get_train_dataloader(self) -> StepLoader:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         global_batch = self.args.train_batch_size * self.args.world_size
+        if self._stream is not None:
+            ranks = {"rank": self.args.process_index, "ranks": self.args.world_size, "packing": self._packing}
+            return step_loader(StreamSource(self._stream, global_batch, self.cut, seed, self.args.max_steps, **ranks))
         return step_loader(self._source(self.train_dataset, global_batch, seed), self.args.dataloader_num_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
@@ -390,16 +399,21 @@ class PreferenceTrainer(SealedTrainer):
     def _save_more(self, folder: Path) -> None:
         if self.loss.objective.baseline == Baseline.RUNNING:
             (folder / RunningMean.FILE).write_text(self.running.to_json(), encoding="utf-8")
+        if self._stream is not None:
+            self._stream.save_mark(folder, self.state.global_step)
 
     def _load_more(self, checkpoint: Path) -> None:
         if self.loss.objective.baseline == Baseline.RUNNING:
             self._require(str(checkpoint), RunningMean.FILE)
             self.running = RunningMean.from_json((checkpoint / RunningMean.FILE).read_text(encoding="utf-8"))
+        if self._stream is not None:
+            self._require(str(checkpoint), Mark.FILE)
+            self._stream.load_mark(checkpoint)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "data": self._data_hash,
-            "rows": len(self.train_dataset),
+            "rows": "streamed" if self._stream else len(self.train_dataset),
             "global_batch": self.args.train_batch_size * self.args.world_size,
             "seed": self.args.seed,
             "objective": repr(self.loss),
@@ -412,7 +426,7 @@ class PreferenceTrainer(SealedTrainer):
 
     @cached_property
     def _data_hash(self) -> str:
-        return hash_groups(self.train_dataset)  # seconds for a large set
+        return self._stream.identity if self._stream else hash_groups(self.train_dataset)  # seconds for a large set
 
     # engines
 

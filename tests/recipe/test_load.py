@@ -174,6 +174,8 @@ SCHEMA_VALUES = {
     "mixer_order": "head",
     "test_split_size": 0.05,
     "system_prompt": "Be brief.",
+    "streaming": True,
+    "streaming_buffer": 100,
     "truncation": "keep_end",
     "cut_response_end": "append",
     "tokenization": "princeton",
@@ -206,6 +208,8 @@ BESIDE = {
     "reference_cache": "objective: dpo\nprecompute_reference: true\n",
     "bnb_4bit_quant_type": "use_peft: true\nload_in_4bit: true\n",
     "value_head_format": "objective: reward\n",
+    "streaming": "max_steps: 3\n",
+    "streaming_buffer": "streaming: true\nmax_steps: 3\n",
     **dict.fromkeys((key for key in SCHEMA_KEYS if key.startswith(("lora_", "load_in_", "use_"))), "use_peft: true\n"),
 }
 
