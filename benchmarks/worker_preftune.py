@@ -22,6 +22,7 @@ from preftune.data.plan import Cut
 from preftune.model.policy import to_policy
 from preftune.objectives.simpo import SimPO
 from preftune.train.arguments import default_micro_batch_tokens
+from preftune.train.heap import keep_freed_memory
 from preftune.train.step import StepLoss, build_step, micro_batch_loss, step_counts
 from preftune.types import Origin, TokenizedGroup
 
@@ -102,7 +103,10 @@ class OwnDesign:
 
     def __init__(self, design: str, weights: Path, precision: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).train()
-        self.model = to_policy(model, road="packed") if design == "preftune" else model
+        self.model = model
+        if design == "preftune":
+            self.model = to_policy(model, road="packed")
+            keep_freed_memory()
         self.step, self.precision = STEPS[design], precision
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         self.notes: list[str] = []

@@ -33,6 +33,7 @@ from preftune.model.reference import FrozenModel, Reference, own_reference
 from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.heap import keep_freed_memory
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.master import MasterAdamW
@@ -189,6 +190,8 @@ class PreferenceTrainer(SealedTrainer):
         self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
         if isinstance(resume_from_checkpoint, str):
             self._check_same_run(Path(resume_from_checkpoint))
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._refuse_non_finite()
         return result

@@ -135,6 +135,32 @@ def test_tree_attention_in_float64():
     compare(attend, padded(q, k, v), q, k, v, tolerance=1e-12)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 3.0], ids="values around {}".format)
+def test_tree_attention_in_bfloat16_is_as_near_to_the_truth_as_torchs_flash_kernel(offset):
+    """Values with a common part are the hard case: their gradient is a small difference of large numbers."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(1, 4, 300, 64, generator=generator) for _ in range(4))
+    v = v / 2 + offset * torch.randn(1, 4, 1, 64, generator=generator)
+
+    def results(attend, dtype):
+        inputs = [x.bfloat16().to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
+        out = attend(*inputs)
+        return [x.double() for x in (out.detach(), *torch.autograd.grad(out, inputs, grad.bfloat16().to(dtype)))]
+
+    def flash(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def tree(q, k, v):
+        return TreeAttention.apply(q, k, v, (Tree(0, 300, ()),), 0.125)
+
+    exact = results(flash, torch.float64)
+    errors = [
+        [((one - truth).norm() / truth.norm()).item() for one, truth in zip(found, exact, strict=True)]
+        for found in (results(tree, torch.bfloat16), results(flash, torch.bfloat16))
+    ]
+    assert all(ours <= 1.4 * theirs for ours, theirs in zip(*errors, strict=True)), errors
+
+
 def test_a_window_that_bites_nobody_is_no_window():
     plan = AttentionPlan([Tree(0, 5, (3, 4))], torch.device("cpu"))
     assert plan.biting(9) is None
