@@ -34,24 +34,24 @@ class VarlenPlan:
 
     @staticmethod
     def of(trees: Sequence[Tree], device: torch.device | str) -> VarlenPlan:
-        queries, keys, rows = [0], [0], []
+        queries, keys = [0], [0]
+        rows: list[Tensor] = []
         for tree in trees:
-            shared = range(tree.start, tree.start + tree.shared)
-            at = shared.stop
+            at = tree.start + tree.shared
+            shared = torch.arange(tree.start, at)
             for number, length in enumerate(tree.branches or (0,)):
                 if number and not length:
                     continue
-                branch = range(at, at + length)
+                rows += [shared, torch.arange(at, at + length)]
                 at += length
                 queries.append(queries[-1] + length + (0 if number else tree.shared))
                 keys.append(keys[-1] + tree.shared + length)
-                rows += [*shared, *branch]
         return VarlenPlan(
             torch.tensor(queries, dtype=torch.int32).to(device, non_blocking=True),
             torch.tensor(keys, dtype=torch.int32).to(device, non_blocking=True),
             max(b - a for a, b in pairwise(queries)),
             max(b - a for a, b in pairwise(keys)),
-            torch.tensor(rows).to(device, non_blocking=True),
+            torch.cat(rows).to(device, non_blocking=True),
         )
 
 
