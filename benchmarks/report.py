@@ -108,8 +108,8 @@ def describe_commit() -> str:
 
 def _speed_cells(own: list[StepSample], reference: list[StepSample]) -> list[str]:
     wall, cpu = sum(sample.wall_s for sample in own), sum(sample.cpu_s for sample in own)
-    walls = _speedups([sample.wall_s for sample in own], [sample.wall_s for sample in reference])
-    cpus = _speedups([sample.cpu_s for sample in own], [sample.cpu_s for sample in reference])
+    walls = _median_and_each([sample.wall_s for sample in own], [sample.wall_s for sample in reference])
+    cpus = _median_and_each([sample.cpu_s for sample in own], [sample.cpu_s for sample in reference])
     return [
         f"{sum(sample.pairs for sample in own) / wall:.3g}",
         f"{sum(sample.useful_tokens for sample in own) / wall:.0f}",
@@ -123,11 +123,16 @@ def _speed_cells(own: list[StepSample], reference: list[StepSample]) -> list[str
     ]
 
 
-def _speedups(own: list[float], reference: list[float]) -> str:
-    """Median, and in brackets each repetition."""
+def speedups(own: list[float], reference: list[float]) -> list[float]:
+    """How many times as fast, repetition by repetition."""
+    return [theirs / ours for ours, theirs in zip(own, reference, strict=True)]
+
+
+def _median_and_each(own: list[float], reference: list[float]) -> str:
+    """Median of the speed-ups, and in brackets each repetition."""
     if len(own) != len(reference):
         return "-"
-    ratios = [theirs / ours for ours, theirs in zip(own, reference, strict=True)]
+    ratios = speedups(own, reference)
     return f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
 
 
