@@ -12,15 +12,10 @@ from workload import ModelSize, padded_tokens, response_tokens, useful_tokens
 
 def render(plan: Plan, results: Results, context: dict) -> str:
     """The page: what was run where, then the tables."""
-    machine = context["machine"]
     lines = [
         "# One optimizer step",
         "",
-        f"`{context['command']}`",
-        "",
-        f"{context['date']}, commit {context['commit']}. {machine['cpu']} ({', '.join(machine['matrix_flags'])}), "
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB; {plan.threads} threads; load average "
-        f"{context['load_before']} before, {context['load_after']} after.",
+        *report.heading(context, plan.threads),
         "",
         f"Llama, hidden {plan.size.hidden}, {plan.size.layers} layers, {plan.size.heads} heads, mlp {plan.size.mlp}, "
         f"untied vocabulary {plan.size.vocab}; {plan.pairs} pairs a step; forward, backward, clipping, fused AdamW; "

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from plan import MemorySample, StepSample
 
@@ -81,6 +85,33 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["-" * width for width in widths], *rows]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
+
+
+def describe_run(script: str, argv: list[str] | None) -> dict[str, Any]:
+    """When, where, of what and how: what every file of results starts with."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": describe_machine(),
+        "commit": describe_commit(),
+        "command": shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if argv is None else argv)]),
+        "load_before": load_average(),
+    }
+
+
+def heading(context: dict[str, Any], threads: int) -> list[str]:
+    """The first lines of a page, from `describe_run` and a `load_after`."""
+    machine = context["machine"]
+    return [
+        f"`{context['command']}`",
+        "",
+        f"{context['date']}, commit {context['commit']}. {machine['cpu']} ({', '.join(machine['matrix_flags'])}), "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB; {threads} threads; load average "
+        f"{context['load_before']} before, {context['load_after']} after.",
+    ]
+
+
+def load_average() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def describe_machine() -> dict[str, object]:

@@ -17,13 +17,12 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import product
 from pathlib import Path
 
@@ -211,19 +210,13 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(missing, file=sys.stderr)
         return 2
-    context = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "machine": report.describe_machine(),
-        "commit": report.describe_commit(),
-        "command": shlex.join(["python", "benchmarks/step.py", *(sys.argv[1:] if argv is None else argv)]),
-        "load_before": f"{os.getloadavg()[0]:.1f}",
-    }
+    context = report.describe_run("step.py", argv)
     try:
         results = run(plan)
     except WorkerError as error:
         print(f"step.py: {error}", file=sys.stderr)
         return 1
-    context["load_after"] = f"{os.getloadavg()[0]:.1f}"
+    context["load_after"] = report.load_average()
     page = render(plan, results, context)
     print(page)
     out = arguments.out or (None if arguments.tiny else RESULTS)
