@@ -6,8 +6,8 @@
 #
 # An environment of its own, because peers and preftune do not always agree on versions. torch and transformers are
 # pinned to what preftune is measured with, so that a difference in speed is one of design and not of release.
-# pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS ...); PYTHON chooses the interpreter, TORCH another build of
-# torch (for CUDA), BENCH_ENV another place.
+# pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS ...), PIP_ARGS goes to every install; PYTHON chooses the
+# interpreter, TORCH another torch (a build for CUDA), BENCH_ENV another place.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -18,11 +18,14 @@ python="$env_dir/bin/python"
 torch="${TORCH:-torch==2.13.0}"
 
 # torch first and alone: the resolver may otherwise swap the wheel that is at hand for a larger build.
-"$python" -m pip install --quiet "$torch"
-"$python" -m pip install --quiet \
+# shellcheck disable=SC2086 # PIP_ARGS is several words
+"$python" -m pip install --quiet ${PIP_ARGS:-} "$torch"
+# shellcheck disable=SC2086
+"$python" -m pip install --quiet ${PIP_ARGS:-} \
     "$torch" "trl==1.16.*" "transformers==5.23.*" "accelerate>=1.15" "peft>=0.21" "datasets>=5" safetensors
 if [[ "${WITH_LIGER:-1}" == "1" ]]; then
-    "$python" -m pip install --quiet "$torch" "transformers==5.23.*" liger-kernel
+    # shellcheck disable=SC2086
+    "$python" -m pip install --quiet ${PIP_ARGS:-} "$torch" "transformers==5.23.*" liger-kernel
 fi
 
 "$python" - "$env_dir/versions.json" <<'PY'

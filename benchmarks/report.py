@@ -89,11 +89,12 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def describe_run(script: str, argv: list[str] | None) -> dict[str, Any]:
     """When, where, of what and how: what every file of results starts with."""
+    words = ["python", f"benchmarks/{script}", *(sys.argv[1:] if argv is None else argv)]
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": describe_machine(),
         "commit": describe_commit(),
-        "command": shlex.join(["python", f"benchmarks/{script}", *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(words).replace(os.environ.get("PREFTUNE_TEST_DATA") or "\0", "$PREFTUNE_TEST_DATA"),
         "load_before": load_average(),
     }
 

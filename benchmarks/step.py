@@ -1,8 +1,8 @@
-"""One optimizer step of SimPO: preftune against TRL's CPOTrainer, Liger's fused loss and a textbook step, here and now.
+"""One optimizer step of SimPO: preftune against TRL's CPOTrainer and Liger's fused loss, on this machine.
 
     benchmarks/install_peers.sh                                   once: TRL and Liger in an environment of their own
     python benchmarks/step.py                                     the full table, into benchmarks/results/
-    python benchmarks/step.py --pairs 8 --designs preftune,trl,liger
+    python benchmarks/step.py --pairs 3 --designs preftune,trl,naive
     python benchmarks/step.py --mixes chat --precision bf16 --repeats 5
     python benchmarks/step.py --tiny                              a self test of seconds, writes nothing
 
@@ -33,8 +33,8 @@ from plan import MemorySample, Plan, Results, StepSample, memory_batches
 from pool import Worker, WorkerError
 from workload import MIXES, ModelSize, Pair, exact_pairs, to_json, useful_tokens
 
-DESIGNS = ("preftune", "trl", "liger", "naive")
-ON_REQUEST = ("padded",)
+DESIGNS = ("preftune", "trl", "liger")
+ON_REQUEST = ("naive", "padded")
 PEER_WORKERS = {"trl": "worker_trl.py", "liger": "worker_liger.py"}
 PEER_PACKAGES = {"trl": "trl", "liger": "liger-kernel"}
 RESULTS = report.ROOT / "benchmarks" / "results"
@@ -117,9 +117,14 @@ def missing_peer(script: str, designs: Iterable[str]) -> str | None:
     """None where the environment of the peers has what these designs need, else what to do about it."""
     for design in designs:
         package = PEER_PACKAGES.get(design)
-        if package and not any(PEERS.glob(f"lib/python*/site-packages/{package.replace('-', '_')}")):
+        if package and not has_peer(package):
             return NO_PEER.format(script=script, design=design, package=package)
     return None
+
+
+def has_peer(package: str) -> bool:
+    """Whether the environment of the peers has a package."""
+    return any(PEERS.glob(f"lib/python*/site-packages/{package.replace('-', '_')}"))
 
 
 def make_weights(size: ModelSize, folder: Path) -> str:
@@ -157,13 +162,13 @@ def say(message: str) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, help="pairs per optimizer step")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs per optimizer step")
     parser.add_argument("--mixes", type=listed(*MIXES), default=tuple(MIXES))
     parser.add_argument("--precision", type=listed("bf16", "fp32"), default=("bf16", "fp32"))
     parser.add_argument(
         "--designs",
         type=listed(*DESIGNS, *ON_REQUEST),
-        help=f"some of {', '.join((*DESIGNS, *ON_REQUEST))}; default: all but the last, without the peers for --tiny",
+        help=f"some of {', '.join((*DESIGNS, *ON_REQUEST))}; default: the first three; preftune,naive for --tiny",
     )
     parser.add_argument("--parts", type=listed("speed", "memory"), default=("speed", "memory"))
     parser.add_argument("--repeats", type=int, default=3)
