@@ -86,8 +86,11 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_rows(folder: Path, split: str) -> list[dict]:
-    files = sorted(folder.glob(f"*.{split}.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    rows: list[dict] = []
+    for path in sorted(folder.glob(f"*.{split}.jsonl")):
+        with path.open(encoding="utf-8") as file:  # splitlines would also cut at a U+2028 inside a text
+            rows += [json.loads(line) for line in file]
+    return rows
 
 
 def made_up_rows(count: int, seed: int) -> list[dict]:

@@ -6,8 +6,8 @@
     python benchmarks/growth.py --tiny                a self test of seconds, writes nothing
 
 Along each axis all lengths but one stand still, and all responses are equally long, so that no design pays for padding:
-what is left is what a further token costs. The designs (step.py) take turns; the best of the repetitions counts. The
-memory is one more step's peak above weights, gradients and moments, in the same process. Ranks are processes of one
+what is left is what a further token costs. The designs (step.py) take turns, but for large vocabularies, where one runs
+after the other; the best of the repetitions counts. The memory is one more step's peak above weights, gradients and moments, in the same process. Ranks are processes of one
 thread each under DistributedDataParallel, with the same pairs for each (worker_ranks.py).
 """
 
@@ -28,6 +28,8 @@ from growth_page import plot, render
 from pool import WorkerError
 from step import DESIGNS, ON_REQUEST, RESULTS, listed, make_weights, missing_peer, say, size_options, start_design
 from workload import ModelSize, Pair, exact_pairs, to_json
+
+SIDE_BY_SIDE = 32_000  # above this vocabulary the designs' weights and moments do not fit beside each other
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def run(plan: GrowthPlan) -> list[GrowthSample]:
             folder = Path(scratch) / f"vocab-{vocab}"
             say(f"model with vocabulary {vocab}: {make_weights(replace(plan.size, vocab=vocab), folder)}")
             points = [point for point in plan.points if point.vocab == vocab]
-            samples += measure(plan, [point for point in points if point.axis != "ranks"], folder)
+            alone = [(design,) for design in plan.designs]
+            for designs in alone if vocab > SIDE_BY_SIDE else [plan.designs]:
+                together = replace(plan, designs=designs)
+                samples += measure(together, [point for point in points if point.axis != "ranks"], folder)
             samples += [measure_ranks(plan, point) for point in points if point.axis == "ranks"]
     return samples
 

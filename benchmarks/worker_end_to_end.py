@@ -114,7 +114,8 @@ def build_trl(model: Any, tokenizer: Any, recipe: dict, folder: Path) -> Trainer
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # splitlines would also cut at a U+2028 inside a text
+        return [json.loads(line) for line in file]
 
 
 def count_tokens(trainer: Trainer, epochs: int) -> int:

@@ -70,3 +70,12 @@ def test_rows_stand_in_the_order_in_which_the_trainer_shuffles_them(bench, tmp_p
 
     ordered = [json.loads(line) for line in (tmp_path / "ordered.jsonl").read_text(encoding="utf-8").splitlines()]
     assert ordered == [rows[number] for epoch in (0, 1) for number in epoch_order(5, 3, epoch)]
+
+
+def test_a_line_separator_inside_a_text_is_no_end_of_a_row(bench, tmp_path):
+    end_to_end, worker = bench("end_to_end"), bench("worker_end_to_end")
+    rows = [{"prompt": "one\u2028two\x85three"}, {"prompt": "four"}]
+
+    end_to_end.write_lines(tmp_path / "a.train.jsonl", rows)
+
+    assert end_to_end.read_rows(tmp_path, "train") == worker.read_lines(tmp_path / "a.train.jsonl") == rows
