@@ -1,7 +1,8 @@
 # make demo     sets up and shows what SimPO does to a small model (needs nothing but Python 3.11 or later)
 # make test     the suite        make test-slow  the part that takes minutes
 # make check    lint, format, types, import direction
-# make bench    one optimizer step, timed           make docs  the generated pages of docs/
+# make bench    all benchmarks of a CPU, against TRL and Liger (an hour; on a machine that does nothing else)
+# make bench-gpu  the benchmark of a CUDA device    make docs  the generated pages of docs/
 #
 # PIP_ARGS goes to every pip install, for an index of one's own:  make setup PIP_ARGS="--extra-index-url URL"
 # ARGS goes to the verb:                                           make demo ARGS="--seeds 0,1,2"
@@ -12,10 +13,11 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH_ENV ?= .bench-env
 PIP_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup demo test test-slow check bench docs clean
+.PHONY: help setup demo test test-slow check bench bench-gpu docs clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -50,8 +52,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-bench: setup
-	$(BIN)/python benchmarks/step.py $(ARGS)
+# The peers have an environment of their own.
+$(BENCH_ENV)/versions.json: benchmarks/install_peers.sh
+	PYTHON=$(BIN)/python BENCH_ENV=$(BENCH_ENV) PIP_ARGS="$(PIP_ARGS)" benchmarks/install_peers.sh
+
+bench: setup $(BENCH_ENV)/versions.json
+	BENCH_ENV=$(BENCH_ENV) $(BIN)/python benchmarks/run_all.py $(ARGS)
+
+bench-gpu: setup $(BENCH_ENV)/versions.json
+	BENCH_ENV=$(BENCH_ENV) $(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: setup
 	$(BIN)/python docs/make_objectives.py

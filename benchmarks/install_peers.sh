@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Creates .bench-env/, where the peers that benchmarks/step.py measures against live, and records what was installed.
+# Creates .bench-env/, where the peers that the benchmarks measure against live, and records what was installed.
 #
-#   benchmarks/install_peers.sh                 torch, TRL and what TRL needs
-#   WITH_LIGER=1 benchmarks/install_peers.sh    and liger-kernel (large; its layer kernels want a GPU)
+#   benchmarks/install_peers.sh                 torch, TRL, Liger and what they need
+#   WITH_LIGER=0 benchmarks/install_peers.sh    without liger-kernel, which brings a large triton
 #
 # An environment of its own, because peers and preftune do not always agree on versions. torch and transformers are
 # pinned to what preftune is measured with, so that a difference in speed is one of design and not of release.
-# pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS ...); PYTHON chooses the interpreter.
+# pip's own settings apply (PIP_INDEX_URL, PIP_FIND_LINKS ...), PIP_ARGS goes to every install; PYTHON chooses the
+# interpreter, TORCH another torch (a build for CUDA), BENCH_ENV another place.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -14,13 +15,17 @@ env_dir="${BENCH_ENV:-$root/.bench-env}"
 
 "${PYTHON:-python3}" -m venv "$env_dir"
 python="$env_dir/bin/python"
+torch="${TORCH:-torch==2.13.0}"
 
 # torch first and alone: the resolver may otherwise swap the wheel that is at hand for a larger build.
-"$python" -m pip install --quiet "torch==2.13.0"
-"$python" -m pip install --quiet \
-    "torch==2.13.0" "trl==1.16.*" "transformers==5.23.*" "accelerate>=1.15" "peft>=0.21" "datasets>=5" safetensors
-if [[ "${WITH_LIGER:-0}" == "1" ]]; then
-    "$python" -m pip install --quiet "torch==2.13.0" "transformers==5.23.*" liger-kernel
+# shellcheck disable=SC2086 # PIP_ARGS is several words
+"$python" -m pip install --quiet ${PIP_ARGS:-} "$torch"
+# shellcheck disable=SC2086
+"$python" -m pip install --quiet ${PIP_ARGS:-} \
+    "$torch" "trl==1.16.*" "transformers==5.23.*" "accelerate>=1.15" "peft>=0.21" "datasets>=5" safetensors
+if [[ "${WITH_LIGER:-1}" == "1" ]]; then
+    # shellcheck disable=SC2086
+    "$python" -m pip install --quiet ${PIP_ARGS:-} "$torch" "transformers==5.23.*" liger-kernel
 fi
 
 "$python" - "$env_dir/versions.json" <<'PY'

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import resource
 import statistics
@@ -31,11 +30,11 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+import report
+
+RESULTS = report.ROOT / "benchmarks" / "results"
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{{ '\\n' if m['role'] == 'user' else eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -205,11 +204,15 @@ def main() -> None:
     from preftune.objectives import objective_names
 
     names = options.objectives.split(",") if options.objectives else objective_names()
+    context = report.describe_run("objectives.py", None)
     found = run_all(names, options.jobs)
+    context["load_after"] = report.load_average()
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "objectives.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (options.out / "objectives.md").write_text(page(found, plan, seeds), encoding="utf-8")
-    print(page(found, plan, seeds))
+    (options.out / "objectives.json").write_text(
+        json.dumps({**context, "objectives": found}, indent=1) + "\n", encoding="utf-8"
+    )
+    (options.out / "objectives.md").write_text(page(found, plan, seeds, context), encoding="utf-8")
+    print(page(found, plan, seeds, context))
 
 
 def run_all(names: list[str], jobs: int) -> dict[str, list[dict[str, float]]]:
@@ -228,7 +231,7 @@ def run_all(names: list[str], jobs: int) -> dict[str, list[dict[str, float]]]:
         return dict(zip(names, pool.map(run_one, names), strict=True))
 
 
-def page(found: dict[str, list[dict[str, float]]], plan: Plan, seeds: list[int]) -> str:
+def page(found: dict[str, list[dict[str, float]]], plan: Plan, seeds: list[int], context: dict) -> str:
     """The table as Markdown."""
     from preftune.objectives import objective_class
 
@@ -259,7 +262,6 @@ def page(found: dict[str, list[dict[str, float]]], plan: Plan, seeds: list[int])
             f"{runs[0]['peak_mib']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     return "\n".join(
         [
             "# Every objective on the same pairs",
@@ -275,7 +277,9 @@ def page(found: dict[str, list[dict[str, float]]], plan: Plan, seeds: list[int])
             *lines,
             "",
             f"Model: `{Path(plan.model).name}`, data: {', '.join(f'`{name}`' for name in plan.sets)}. "
-            f"{platform.machine()}, one thread a run, commit {commit.strip()}, {datetime.now(UTC):%Y-%m-%d}.",
+            "One thread a run.",
+            "",
+            *report.heading(context, threads=1),
             "",
         ]
     )

@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import report
+from goals import GOAL_PAIRS, goals_table
 from plan import Plan, Results
-from workload import padded_tokens, response_tokens, useful_tokens
+from workload import ModelSize, padded_tokens, response_tokens, useful_tokens
 
 
 def render(plan: Plan, results: Results, context: dict) -> str:
     """The page: what was run where, then the tables."""
-    machine = context["machine"]
     lines = [
         "# One optimizer step",
         "",
-        f"`{context['command']}`",
-        "",
-        f"{context['date']}, commit {context['commit']}. {machine['cpu']} ({', '.join(machine['matrix_flags'])}), "
-        f"{machine['cores']} cores, {machine['memory_gib']} GiB; {plan.threads} threads; load average "
-        f"{context['load_before']} before, {context['load_after']} after.",
+        *report.heading(context, plan.threads),
         "",
         f"Llama, hidden {plan.size.hidden}, {plan.size.layers} layers, {plan.size.heads} heads, mlp {plan.size.mlp}, "
         f"untied vocabulary {plan.size.vocab}; {plan.pairs} pairs a step; forward, backward, clipping, fused AdamW; "
         "float32 weights, bf16 is autocast. SimPO, same weights, same tokens, no gradient checkpointing.",
         "",
     ]
+    goals = goals_table(results) if plan.size == ModelSize() else ""  # of a self test they say nothing
+    if goals:
+        lines += ["## Goals", "", goals, "", _of_the_goals(plan), ""]
     if results.steps:
         lines += [*_speed_section(plan, results), ""]
     if results.memory:
@@ -35,6 +34,12 @@ def render(plan: Plan, results: Results, context: dict) -> str:
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines.append("; ".join([f"- {design}: {named}", *results.notes[design]]))
     return "\n".join(lines) + "\n"
+
+
+def _of_the_goals(plan: Plan) -> str:
+    stated = f"The goals of speed are stated for {GOAL_PAIRS} pairs a step"
+    measured = "as here" if plan.pairs == GOAL_PAIRS else f"and {plan.pairs} were measured"
+    return f"{stated}, {measured}. Found: the median over the repetitions, wall clock."
 
 
 def _speed_section(plan: Plan, results: Results) -> list[str]:

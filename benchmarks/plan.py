@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pool import Worker
 from workload import Mix, ModelSize, Pair, exact_pairs, make_pairs
 
+WARM_UP_PAIRS = 2
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -21,7 +23,7 @@ class Plan:
     repeats: int
     threads: int
     size: ModelSize
-    large_vocab: int
+    large_vocabs: tuple[int, ...]
     exact_length: int
 
     @property
@@ -30,8 +32,9 @@ class Plan:
         return "trl" if "trl" in self.designs else self.designs[-1]
 
     def batch(self, mix: str, repetition: int) -> list[Pair]:
-        """The pairs of one repetition; 0 is the warm-up."""
-        return make_pairs(self.mixes[mix], self.pairs, self.size.vocab, seed=1000 + repetition)
+        """The pairs of one repetition; 0 is the warm-up, which needs to be like the others but not as large."""
+        count = self.pairs if repetition else min(self.pairs, WARM_UP_PAIRS)
+        return make_pairs(self.mixes[mix], count, self.size.vocab, seed=1000 + repetition)
 
     def turn(self, repetition: int) -> list[str]:
         """The designs, another one first each time, so that none always follows the same neighbour."""
@@ -93,7 +96,7 @@ class Results:
 def memory_batches(plan: Plan) -> Iterator[tuple[str, int, list[Pair]]]:
     """Name, vocabulary and pairs of each batch: two pairs of exact lengths, then the first batch of each mix."""
     length = plan.exact_length
-    for vocab in (plan.size.vocab, plan.large_vocab):
+    for vocab in (plan.size.vocab, *plan.large_vocabs):
         yield f"prompt {length}, responses {length}", vocab, exact_pairs(length, length, 2, vocab)
     for mix in plan.mixes:
         yield mix, plan.size.vocab, plan.batch(mix, 1)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from plan import MemorySample, StepSample
 
@@ -83,6 +87,34 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
 
 
+def describe_run(script: str, argv: list[str] | None) -> dict[str, Any]:
+    """When, where, of what and how: what every file of results starts with."""
+    words = ["python", f"benchmarks/{script}", *(sys.argv[1:] if argv is None else argv)]
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": describe_machine(),
+        "commit": describe_commit(),
+        "command": shlex.join(words).replace(os.environ.get("PREFTUNE_TEST_DATA") or "\0", "$PREFTUNE_TEST_DATA"),
+        "load_before": load_average(),
+    }
+
+
+def heading(context: dict[str, Any], threads: int) -> list[str]:
+    """The first lines of a page, from `describe_run` and a `load_after`."""
+    machine = context["machine"]
+    return [
+        f"`{context['command']}`",
+        "",
+        f"{context['date']}, commit {context['commit']}. {machine['cpu']} ({', '.join(machine['matrix_flags'])}), "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB; {threads} threads; load average "
+        f"{context['load_before']} before, {context['load_after']} after.",
+    ]
+
+
+def load_average() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
 def describe_machine() -> dict[str, object]:
     """Processor, cores and memory; nothing that names the machine."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
@@ -108,8 +140,8 @@ def describe_commit() -> str:
 
 def _speed_cells(own: list[StepSample], reference: list[StepSample]) -> list[str]:
     wall, cpu = sum(sample.wall_s for sample in own), sum(sample.cpu_s for sample in own)
-    walls = _speedups([sample.wall_s for sample in own], [sample.wall_s for sample in reference])
-    cpus = _speedups([sample.cpu_s for sample in own], [sample.cpu_s for sample in reference])
+    walls = _median_and_each([sample.wall_s for sample in own], [sample.wall_s for sample in reference])
+    cpus = _median_and_each([sample.cpu_s for sample in own], [sample.cpu_s for sample in reference])
     return [
         f"{sum(sample.pairs for sample in own) / wall:.3g}",
         f"{sum(sample.useful_tokens for sample in own) / wall:.0f}",
@@ -123,11 +155,16 @@ def _speed_cells(own: list[StepSample], reference: list[StepSample]) -> list[str
     ]
 
 
-def _speedups(own: list[float], reference: list[float]) -> str:
-    """Median, and in brackets each repetition."""
+def speedups(own: list[float], reference: list[float]) -> list[float]:
+    """How many times as fast, repetition by repetition."""
+    return [theirs / ours for ours, theirs in zip(own, reference, strict=True)]
+
+
+def _median_and_each(own: list[float], reference: list[float]) -> str:
+    """Median of the speed-ups, and in brackets each repetition."""
     if len(own) != len(reference):
         return "-"
-    ratios = [theirs / ours for ours, theirs in zip(own, reference, strict=True)]
+    ratios = speedups(own, reference)
     return f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
 
 

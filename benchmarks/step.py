@@ -1,7 +1,8 @@
-"""One optimizer step of SimPO: preftune against TRL's CPOTrainer and a textbook step, on this machine.
+"""One optimizer step of SimPO: preftune against TRL's CPOTrainer and Liger's fused loss, on this machine.
 
-    benchmarks/install_peers.sh                                   once: TRL in an environment of its own
+    benchmarks/install_peers.sh                                   once: TRL and Liger in an environment of their own
     python benchmarks/step.py                                     the full table, into benchmarks/results/
+    python benchmarks/step.py --pairs 3 --designs preftune,trl,naive
     python benchmarks/step.py --mixes chat --precision bf16 --repeats 5
     python benchmarks/step.py --tiny                              a self test of seconds, writes nothing
 
@@ -16,13 +17,12 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import product
 from pathlib import Path
 
@@ -33,11 +33,14 @@ from plan import MemorySample, Plan, Results, StepSample, memory_batches
 from pool import Worker, WorkerError
 from workload import MIXES, ModelSize, Pair, exact_pairs, to_json, useful_tokens
 
-DESIGNS = ("preftune", "trl", "naive")
+DESIGNS = ("preftune", "trl", "liger")
+ON_REQUEST = ("naive", "padded")
+PEER_WORKERS = {"trl": "worker_trl.py", "liger": "worker_liger.py"}
+PEER_PACKAGES = {"trl": "trl", "liger": "liger-kernel"}
 RESULTS = report.ROOT / "benchmarks" / "results"
 PEERS = Path(os.environ.get("BENCH_ENV", report.ROOT / ".bench-env"))
-NO_PEERS = (
-    "step.py: the design 'trl' needs the peers' environment, which is not there. Make it with\n"
+NO_PEER = (
+    "{script}: the design '{design}' needs {package} in the peers' environment, which is not there. Make it with\n"
     "    benchmarks/install_peers.sh\n"
     "or measure without it: --designs preftune,naive"
 )
@@ -99,8 +102,8 @@ def measure_memory(plan: Plan, weights_of: Callable[[int], Path], results: Resul
 
 def start_design(design: str, plan: Plan, weights: Path, precision: str) -> Worker:
     arguments = ["--weights", str(weights), "--precision", precision, "--threads", str(plan.threads)]
-    if design == "trl":
-        return Worker(design, PEERS / "bin" / "python", "worker_trl.py", arguments, plan.threads)
+    if design in PEER_WORKERS:
+        return Worker(design, PEERS / "bin" / "python", PEER_WORKERS[design], arguments, plan.threads)
     own = ["--design", design, *arguments]
     return Worker(design, Path(sys.executable), "worker_preftune.py", own, plan.threads)
 
@@ -108,6 +111,20 @@ def start_design(design: str, plan: Plan, weights: Path, precision: str) -> Work
 def start_floor(plan: Plan, precision: str) -> Worker:
     arguments = ["--serve", "--precision", precision, "--threads", str(plan.threads), *size_options(plan.size)]
     return Worker("floor", Path(sys.executable), "floor.py", arguments, plan.threads)
+
+
+def missing_peer(script: str, designs: Iterable[str]) -> str | None:
+    """None where the environment of the peers has what these designs need, else what to do about it."""
+    for design in designs:
+        package = PEER_PACKAGES.get(design)
+        if package and not has_peer(package):
+            return NO_PEER.format(script=script, design=design, package=package)
+    return None
+
+
+def has_peer(package: str) -> bool:
+    """Whether the environment of the peers has a package."""
+    return any(PEERS.glob(f"lib/python*/site-packages/{package.replace('-', '_')}"))
 
 
 def make_weights(size: ModelSize, folder: Path) -> str:
@@ -145,10 +162,14 @@ def say(message: str) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, help="pairs per optimizer step")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs per optimizer step")
     parser.add_argument("--mixes", type=listed(*MIXES), default=tuple(MIXES))
     parser.add_argument("--precision", type=listed("bf16", "fp32"), default=("bf16", "fp32"))
-    parser.add_argument("--designs", type=listed(*DESIGNS), help="default: all; without trl for --tiny")
+    parser.add_argument(
+        "--designs",
+        type=listed(*DESIGNS, *ON_REQUEST),
+        help=f"some of {', '.join((*DESIGNS, *ON_REQUEST))}; default: the first three; preftune,naive for --tiny",
+    )
     parser.add_argument("--parts", type=listed("speed", "memory"), default=("speed", "memory"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -182,7 +203,7 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
         repeats=arguments.repeats,
         threads=arguments.threads,
         size=ModelSize(hidden=64, layers=2, heads=4, mlp=128, vocab=512) if tiny else ModelSize(),
-        large_vocab=1024 if tiny else 128_000,
+        large_vocabs=(1024, 2048) if tiny else (128_000, 256_000),
         exact_length=256 // factor,
     )
 
@@ -190,22 +211,17 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     plan = build_plan(arguments)
-    if "trl" in plan.designs and not (PEERS / "bin" / "python").exists():
-        print(NO_PEERS, file=sys.stderr)
+    missing = missing_peer("step.py", plan.designs)
+    if missing:
+        print(missing, file=sys.stderr)
         return 2
-    context = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "machine": report.describe_machine(),
-        "commit": report.describe_commit(),
-        "command": shlex.join(["python", "benchmarks/step.py", *(sys.argv[1:] if argv is None else argv)]),
-        "load_before": f"{os.getloadavg()[0]:.1f}",
-    }
+    context = report.describe_run("step.py", argv)
     try:
         results = run(plan)
     except WorkerError as error:
         print(f"step.py: {error}", file=sys.stderr)
         return 1
-    context["load_after"] = f"{os.getloadavg()[0]:.1f}"
+    context["load_after"] = report.load_average()
     page = render(plan, results, context)
     print(page)
     out = arguments.out or (None if arguments.tiny else RESULTS)

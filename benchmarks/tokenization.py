@@ -15,12 +15,13 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import report
+
+ROOT = report.ROOT
 sys.path.insert(0, str(ROOT))
 
 RESULT = ROOT / "benchmarks" / "results" / "tokenization.json"
@@ -74,6 +75,7 @@ def main() -> None:
 
     from preftune.data import load_rows, to_examples, tokenize_examples
 
+    context = report.describe_run("tokenization.py", None)
     tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
     examples = to_examples(load_rows(asked.data), "paired", on_bad_row="skip")[: asked.rows]
 
@@ -96,6 +98,8 @@ def main() -> None:
             tokens[name] = count_tokens(rows)
     speed = {name: len(examples) / min(times) for name, times in seconds.items()}
     result = {
+        **context,
+        "load_after": report.load_average(),
         "rows": len(examples),
         "data": Path(asked.data).name,
         "vocabulary": len(tokenizer),
@@ -103,7 +107,6 @@ def main() -> None:
         "rows_per_second": {name: round(value, 1) for name, value in speed.items()},
         "times_as_fast": {name: round(value / speed["trl"], 2) for name, value in speed.items() if name != "trl"},
         "seconds": {name: [round(value, 3) for value in times] for name, times in seconds.items()},
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     print(json.dumps(result, indent=2))

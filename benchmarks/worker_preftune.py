@@ -1,6 +1,7 @@
 """Our own designs, in the project's environment, over protocol.py.
 
 `preftune`  the product's step, as the trainer runs it.
+`padded`    the same down the product's padded road, which models take that cannot share a prompt.
 `naive`     the textbook step, for scale: pad, feed prompt and response once per response, all logits, float32
             log-softmax, gather.
 """
@@ -14,22 +15,22 @@ from pathlib import Path
 import protocol
 import torch
 import torch.nn.functional as F
+from padding import IGNORED, pad_pairs, sequence_lengths
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from workload import BETA, GAMMA, LEARNING_RATE, MAX_GRAD_NORM, PAD, Pair
+from workload import BETA, GAMMA, LEARNING_RATE, MAX_GRAD_NORM, Pair
 
 from preftune.data.plan import Cut
 from preftune.model.policy import to_policy
 from preftune.objectives.simpo import SimPO
 from preftune.train.arguments import default_micro_batch_tokens
 from preftune.train.heap import keep_freed_memory
-from preftune.train.step import StepLoss, build_step, micro_batch_loss, step_counts
+from preftune.train.step import Packing, StepLoss, build_step, micro_batch_loss, step_counts
 from preftune.types import Origin, TokenizedGroup
 
 PACKAGES = ("torch", "transformers", "accelerate", "preftune")
-IGNORED = -100
 
-Groups = list[TokenizedGroup]
+Rows = list[Pair]
 
 
 # --- the product's step -----------------------------------------------------------------------------------------
@@ -37,9 +38,10 @@ Groups = list[TokenizedGroup]
 SIMPO = StepLoss(SimPO(beta=BETA, gamma_beta_ratio=GAMMA / BETA))
 
 
-def one_step(model: nn.Module, groups: Groups, precision: str) -> float:
+def one_step(model: nn.Module, rows: Rows, precision: str) -> float:
     """Plan, pack, forward, backward: adds to the gradients and gives the loss, averaged over the groups."""
-    step = build_step(groups, Cut(max_tokens=default_micro_batch_tokens(torch.device("cpu"))))
+    cut = Cut(max_tokens=default_micro_batch_tokens(torch.device("cpu")))
+    step = build_step(to_groups(rows), cut, packing=Packing(padded=model.road == "padded"))
     counts = step_counts(step)
     total = 0.0
     for batch in step.micro_batches:
@@ -50,12 +52,19 @@ def one_step(model: nn.Module, groups: Groups, precision: str) -> float:
     return total
 
 
+def to_groups(rows: Rows) -> list[TokenizedGroup]:
+    return [
+        TokenizedGroup(pair.prompt, [pair.chosen, pair.rejected], Origin("synthetic", "train", row))
+        for row, pair in enumerate(rows, start=1)
+    ]
+
+
 # --- the textbook step ------------------------------------------------------------------------------------------
 
 
-def naive_step(model: nn.Module, groups: Groups, precision: str) -> float:
+def naive_step(model: nn.Module, rows: Rows, precision: str) -> float:
     """The same loss from padded sequences and all logits."""
-    input_ids, attention_mask, labels = pad_pairs(groups)
+    input_ids, attention_mask, labels = pad_pairs(rows)
     with autocast(precision):
         logits = model(input_ids, attention_mask=attention_mask, use_cache=False).logits
     means = response_means(logits, labels)
@@ -63,21 +72,6 @@ def naive_step(model: nn.Module, groups: Groups, precision: str) -> float:
     loss = -F.logsigmoid(BETA * (chosen - rejected) - GAMMA).mean()
     loss.backward()
     return loss.item()
-
-
-def pad_pairs(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """Input ids, attention mask and labels (2n, L): all chosen, then all rejected; prompts and padding not scored."""
-    sequences = [(group.prompt_ids, group.response_ids[side]) for side in (0, 1) for group in groups]
-    width = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids = torch.full((len(sequences), width), PAD)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, (prompt, response) in enumerate(sequences):
-        end = len(prompt) + len(response)
-        input_ids[row, :end] = torch.tensor(prompt + response)
-        attention_mask[row, :end] = 1
-        labels[row, len(prompt) : end] = torch.tensor(response)
-    return input_ids, attention_mask, labels
 
 
 def response_means(logits: Tensor, labels: Tensor) -> Tensor:
@@ -95,7 +89,12 @@ def autocast(precision: str) -> torch.autocast:
 
 # --- the worker -------------------------------------------------------------------------------------------------
 
-STEPS: dict[str, Callable[[nn.Module, Groups, str], float]] = {"preftune": one_step, "naive": naive_step}
+STEPS: dict[str, Callable[[nn.Module, Rows, str], float]] = {
+    "preftune": one_step,
+    "padded": one_step,
+    "naive": naive_step,
+}
+ROADS = {"preftune": "packed", "padded": "padded"}
 
 
 class OwnDesign:
@@ -104,20 +103,17 @@ class OwnDesign:
     def __init__(self, design: str, weights: Path, precision: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).train()
         self.model = model
-        if design == "preftune":
-            self.model = to_policy(model, road="packed")
-            keep_freed_memory()
+        if design in ROADS:
+            self.model = to_policy(model, road=ROADS[design])
+            keep_freed_memory()  # as the trainer does
         self.step, self.precision = STEPS[design], precision
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         self.notes: list[str] = []
 
-    def prepare(self, pairs: list[Pair]) -> Groups:
-        return [
-            TokenizedGroup(pair.prompt, [pair.chosen, pair.rejected], Origin("synthetic", "train", row))
-            for row, pair in enumerate(pairs, start=1)
-        ]
+    def prepare(self, pairs: list[Pair]) -> Rows:
+        return pairs
 
-    def backward(self, rows: Groups) -> float:
+    def backward(self, rows: Rows) -> float:
         return self.step(self.model, rows, self.precision)
 
     def update(self) -> None:
@@ -128,8 +124,8 @@ class OwnDesign:
     def gradient_mib(self) -> float:
         return protocol.gradient_mib(self.model.parameters())
 
-    def sequence_lengths(self, rows: Groups) -> list[int]:
-        return [len(group.prompt_ids) + len(group.response_ids[side]) for side in (0, 1) for group in rows]
+    def sequence_lengths(self, rows: Rows) -> list[int]:
+        return sequence_lengths(rows)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import protocol
 import torch
@@ -73,24 +74,25 @@ class TrlSimPO:
         return [len(row[f"{side}_input_ids"]) for side in ("chosen", "rejected") for row in rows]
 
 
-def simpo_config(precision: str, scratch: str) -> CPOConfig:
+def simpo_config(precision: str, scratch: str, **changes: Any) -> CPOConfig:
     """The user's settings; everything not named is TRL's default."""
-    return CPOConfig(
-        output_dir=scratch,
-        loss_type="simpo",
-        cpo_alpha=0.0,
-        beta=BETA,
-        simpo_gamma=GAMMA,
-        max_length=1024,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        max_grad_norm=MAX_GRAD_NORM,
-        bf16=precision == "bf16",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-    )
+    settings: dict[str, Any] = {
+        "output_dir": scratch,
+        "loss_type": "simpo",
+        "cpo_alpha": 0.0,
+        "beta": BETA,
+        "simpo_gamma": GAMMA,
+        "max_length": 1024,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": MAX_GRAD_NORM,
+        "bf16": precision == "bf16",
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    return CPOConfig(**{**settings, **changes})
 
 
 def build_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
