@@ -166,17 +166,20 @@ def test_how_a_step_is_cut_changes_nothing(work):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-4)
 
 
-def test_a_resumed_run_ends_in_the_same_bits(work):
-    work |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_mini_batches": 2}
+@pytest.mark.parametrize("more", [{}, {"use_peft": True}, {"torch_dtype": "bfloat16"}], ids=["full", "lora", "bf16"])
+def test_a_resumed_run_ends_in_the_same_bits(more, work):
+    work |= {**more, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_mini_batches": 2}
     work |= {"eval_dataset": "prompts.jsonl", "eval_strategy": "steps", "eval_steps": 2, "lr_scheduler_type": "cosine"}
     train(None, **work)
-    straight, log = weights(), lines()
-    for left in ("model.safetensors", "checkpoint-4"):
-        path = Path("run") / left
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    name = "adapter_model.safetensors" if more.get("use_peft") else "model.safetensors"
+    straight, log = load_file(f"run/{name}"), lines()
+    shutil.rmtree("run/checkpoint-4")
+    Path(f"run/{name}").unlink()
     torch.rand(7)  # whatever the process has drawn
     train(None, **work, resume_from_checkpoint=True)
-    assert all(torch.equal(straight[name], value) for name, value in weights().items())
+    again = load_file(f"run/{name}")
+    assert again.keys() == straight.keys()
+    assert all(torch.equal(straight[key], value) for key, value in again.items())
     assert lines() == log
     with pytest.raises(CheckpointError, match="is of another run: objective"):
         train(None, **work, resume_from_checkpoint=True, kl_coef=0.3)

@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -279,12 +280,16 @@ class PPOTrainer:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a resume to go on with the same run."""
         return {
-            "data": hash_groups([prompt.answered([0]) for prompt in self.prompts]),
+            "data": self._data_hash,
             "rows": len(self.prompts),
             "global_batch": self.rollout_size,
             "seed": self.args.seed,
             "objective": repr(self.ppo),
         }
+
+    @cached_property
+    def _data_hash(self) -> str:
+        return hash_groups(prompt.answered([0]) for prompt in self.prompts)
 
     def _save_checkpoint(self, best: bool) -> None:
         run = Path(self.args.output_dir)
