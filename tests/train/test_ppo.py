@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from preftune import train
 from preftune.errors import CheckpointError, DataError, ModelError, RecipeError, TrainingError
 from preftune.model.heads import load_reward_model, save_value_head
+from preftune.recipe import load_recipe
 from preftune.train.ppo.sampling import Sampling, sample
 from preftune.train.record import read_log
+from preftune.train.run import train_recipe
 from tests.data.conftest import CHATML, build_byte_tokenizer
 from tests.small import build_model
 
@@ -129,7 +133,8 @@ def usual():
 
 
 @pytest.mark.parametrize("key", CHANGED)
-def test_each_setting_acts(key, work, models, usual):
+def test_each_setting_acts(key, work, models, usual, monkeypatch):
+    monkeypatch.setattr("preftune.train.run.plot_log", lambda records, folder: [])
     if not usual:
         train(None, **work, missing_eos_penalty=1.0)
         usual.update(weights())
@@ -183,6 +188,18 @@ def test_a_resumed_run_ends_in_the_same_bits(more, work):
     assert lines() == log
     with pytest.raises(CheckpointError, match="is of another run: objective"):
         train(None, **work, resume_from_checkpoint=True, kl_coef=0.3)
+
+
+def test_an_interrupt_saves_after_the_step_in_hand(work):
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="resume_from_checkpoint=true"):
+        train_recipe(load_recipe(None, {**work, "max_steps": 4}), callbacks=[Interrupt()])
+    assert [path.name for path in Path("run").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert train(None, **{**work, "max_steps": 4}, resume_from_checkpoint=True)["steps"] == 4
 
 
 def test_a_checkpoint_without_its_training_state_is_not_gone_on_from(work):

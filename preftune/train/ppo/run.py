@@ -20,6 +20,7 @@ from preftune import __version__
 from preftune.data.plan import Cut
 from preftune.objectives.ppo import PPO
 from preftune.recipe import Recipe, describe_objective
+from preftune.recipe.guards import guard_rails
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.checkpoint import resolve_resume, set_aside
 from preftune.train.models import check_fits
@@ -53,6 +54,8 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
     set_seed(args.seed)
     models = load_models(recipe, ppo, tokenizer, new_tokens, args)
     _check_room(recipe, ppo, models, tokenizer, [*prompts, *held_out])
+    for warning in guard_rails(recipe, models.policy.num_parameters(), args.train_batch_size * args.world_size):
+        logger.warning(warning)
     folder = Path(recipe.output_dir)
     resume = resolve_resume(args.resume_from_checkpoint, folder)
     progress, interrupt = TerminalProgress("ppo"), SaveOnInterrupt()
