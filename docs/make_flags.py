@@ -38,7 +38,8 @@ def page() -> str:
     """The text of docs/rlhf.md."""
     parts = [INTRO]
     for group, flags in GROUPS.items():
-        parts += [f"## {group.capitalize()}\n", "| flag | default | meaning | also |", "|---|---|---|---|"]
+        title = "PPO" if group == "ppo" else group.capitalize()
+        parts += [f"## {title}\n", "| flag | default | meaning | also |", "|---|---|---|---|"]
         parts += [*map(_row, flags), ""]
     parts += ["## Without effect\n", "Accepted, with a line in the log.\n"]
     parts += [f"* `--{name}`: {reason}" for name, reason in NO_EFFECT.items()]

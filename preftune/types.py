@@ -21,6 +21,7 @@ class Layout(StrEnum):
     PAIRED = "paired"  # K = 2: chosen, rejected
     UNPAIRED = "unpaired"  # K = 1 and a mismatched probe
     RANKED = "ranked"  # any K, best first
+    PROMPT = "prompt"  # K = 0: what responses are sampled to
 
 
 @dataclass(frozen=True)

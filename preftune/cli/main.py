@@ -21,7 +21,7 @@ VERBS: dict[str, str] = {
     "train": "train by a recipe",
     "check": "look at the data of a run before it starts: mapping, lengths, cuts, cost",
     "presets": "list the published settings that `train --preset` runs",
-    "rlhf": "train by the flags of the published rlhf commands (short: simpo dpo kto cpo orpo rm)",
+    "rlhf": "train by the flags of the published rlhf commands (short: simpo dpo kto cpo orpo rm ppo)",
     "sft": "the same for supervised fine-tuning",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "score": "score responses with a reward model",
@@ -29,7 +29,7 @@ VERBS: dict[str, str] = {
 }
 
 # Verbs that are `rlhf` with its --rlhf_type.
-SHORT = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ipo", "rdpo", "slic_hf", "rrhf", "sft")
+SHORT = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ppo", "ipo", "rdpo", "slic_hf", "rrhf", "sft")
 
 _HELP = """usage: preftune VERB [...]
 

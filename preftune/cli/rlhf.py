@@ -69,8 +69,11 @@ def help_text(method: str | None) -> str:
     lines = [_USAGE.format(verb=verb, purpose=purpose)]
     for group, flags in GROUPS.items():
         shown = [flag for flag in flags if not flag.only or method is None or method in flag.only]
+        if not shown:
+            continue
         lines += [f"{group}:", *(_line(flag) for flag in shown if not (method and flag.name == "rlhf_type")), ""]
     example = method or "rlhf --rlhf_type simpo"
+    example += " --reward_model_id_or_path my-reward-model" if method == "ppo" else ""
     return "\n".join(lines).rstrip() + "\n" + _EXAMPLES.format(example=example)
 
 
@@ -78,7 +81,7 @@ def _line(flag: Flag) -> str:
     default = "" if flag.default is None else f" [{str(flag.default).lower() if flag.kind is bool else flag.default}]"
     also = f" (also --{', --'.join(flag.also)})" if flag.also else ""
     text = textwrap.wrap(f"{flag.help}{default}{also}", 84)
-    return "\n".join(f"  {('--' + flag.name) if not number else '':<32}{part}" for number, part in enumerate(text))
+    return "\n".join(f"  {('--' + flag.name) if not number else '':<31} {part}" for number, part in enumerate(text))
 
 
 def _is_true(given: object) -> bool:

@@ -25,7 +25,16 @@ objective (beta, gamma_beta_ratio ...) and every field of transformers.TrainingA
 """
 
 # What a reader wants to see of a summary, in this order, if it is there.
-_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "nll")
+_SHOWN = (
+    "objective/scores",
+    "objective/kl",
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/chosen",
+    "rewards/rejected",
+    "nll",
+)
 _COST = ("train_seconds", "groups_per_second", "tokens_total", "peak_memory_gib")
 
 

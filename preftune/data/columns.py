@@ -49,18 +49,21 @@ FORMS_OF = {
     Layout.PAIRED: (Layout.PAIRED, Layout.RANKED),
     Layout.UNPAIRED: (Layout.PAIRED, Layout.UNPAIRED),
     Layout.RANKED: (Layout.RANKED, Layout.PAIRED),
+    Layout.PROMPT: (Layout.PAIRED, Layout.RANKED, Layout.SINGLE, Layout.PROMPT),  # answers may hold the earlier turns
 }
 NEEDED: dict[Layout, dict[str, tuple[str, ...]]] = {
     Layout.SINGLE: {"response": ANSWERS},
     Layout.PAIRED: {"chosen": CHOSEN, "rejected": REJECTED},
     Layout.UNPAIRED: {"response": ANSWERS, "label": LABELS},
     Layout.RANKED: {"responses": RESPONSES},
+    Layout.PROMPT: {"prompt": PROMPTS},
 }
 FORM_WITH = {
     "rejected": Layout.PAIRED,
     COMPARED[0]: Layout.PAIRED,
     "label": Layout.UNPAIRED,
     "responses": Layout.RANKED,
+    "response": Layout.SINGLE,
 }
 
 TRANSCRIPT, WRITTEN_LIST = "transcript", "list of messages as text"
@@ -81,7 +84,7 @@ class ColumnMapping:
     @property
     def form(self) -> Layout:
         """How the rows stand in the file, which may be another than the layout they were asked for."""
-        return next((form for role, form in FORM_WITH.items() if role in self.roles), Layout.SINGLE)
+        return next((form for role, form in FORM_WITH.items() if role in self.roles), Layout.PROMPT)
 
     @property
     def winners(self) -> list[str]:
@@ -202,6 +205,10 @@ def _single_roles(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, st
     return _filled(names, {"prompt": prompt, "response": response})
 
 
+def _prompt_roles(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, str]:
+    return _filled(names, {"prompt": _pick(names, PROMPTS)})
+
+
 def _paired_roles(rows: Sequence[Row], names: Mapping[str, str]) -> dict[str, str]:
     prompt, chosen, rejected = (_pick(names, options) for options in (PROMPTS, CHOSEN, REJECTED))
     if rejected is None and find_pair(names):
@@ -248,6 +255,7 @@ ROLES_OF: dict[Layout, Callable[[Sequence[Row], Mapping[str, str]], dict[str, st
     Layout.PAIRED: _paired_roles,
     Layout.UNPAIRED: _labelled_roles,
     Layout.RANKED: _ranked_roles,
+    Layout.PROMPT: _prompt_roles,
 }
 
 

@@ -65,6 +65,7 @@ def to_examples(
             unpaired: rows with one answer and a label (scores 1 or 0), or pairs, split into such rows.
             ranked: rows with several responses, best first (scores as the file has them), or pairs, as two responses.
             single: rows with one answer; the chosen one of a pair, the best of a ranked row.
+            prompt: any of these, or rows with a prompt alone; answers are left out, whatever they are.
         columns: the file's name to one above, `{"question": "prompt", "answer_zh": "chosen"}`; None = ignore it.
         ranked_pairs: of ranked rows read as pairs: `best_worst`, one a row, or `all`, every better one against every
             worse one.
@@ -108,6 +109,8 @@ def read_rows(
         all_bad: rows of which none is good are let pass.
     """
     read_row = _compared if mapping.winners else READERS[mapping.form]
+    if mapping.layout is Layout.PROMPT:
+        read_row = _prompt
     read: list[list[Example]] = []
     first_bad: BadRowError | None = None
     for row in rows:
@@ -222,12 +225,25 @@ def _ranked(reader: RowReader) -> list[Example]:
     return [read_ranked(reader)]
 
 
+def _prompt(reader: RowReader) -> list[Example]:
+    """The conversation before the answers, whatever these are; one that ends with the user's turn is all prompt."""
+    roles = [role for role in ANSWER_ROLES if role in reader.mapping.roles and reader.has(role)]
+    histories = []
+    for role in roles:
+        turns = reader.messages(role, "assistant")
+        histories.append(turns[:-1] if turns[-1].role == "assistant" else turns)
+    known = [*roles, *(role for role in (*ANSWER_ROLES, "responses", "prompt") if role in reader.mapping.roles)]
+    return [build_example(reader, read_prompt(reader, shared_history(reader, histories), known[0]), [])]
+
+
 READERS: dict[Layout, Callable[[RowReader], list[Example]]] = {
     Layout.SINGLE: _single,
     Layout.PAIRED: _pair,
     Layout.UNPAIRED: _labelled,
     Layout.RANKED: _ranked,
+    Layout.PROMPT: _prompt,
 }
+ANSWER_ROLES = ("chosen", "rejected", "response", *COMPARED)
 
 
 def _pair_scores(reader: RowReader) -> tuple[float, ...]:

@@ -53,8 +53,8 @@ def load_preferences(
         dataset: `FILE`, `FOLDER`, `-` (standard input), a name of the catalogue, `owner/name` on the hub, a comma list
             or a list of these, or a map of them to weights (`dataset_mixer`), see `preftune.data.mixture`.
         split: `train`, `test`, or the name of a split. Weights are for training: a test split is read whole.
-        layout: what an objective trains on: paired, unpaired, ranked or single. A file of another form is turned into
-            it where that can be done, see `preftune.data.formats.to_examples`.
+        layout: what an objective trains on: paired, unpaired, ranked, single or prompt. A file of another form is
+            turned into it where that can be done, see `preftune.data.formats.to_examples`.
         columns: the names in the files to known ones (see `preftune.data.formats`); None = ignore the column. It goes
             before what the catalogue says.
         ranked_pairs: of ranked rows read as pairs: `best_worst`, one a row, or `all`.

@@ -4,6 +4,7 @@
 `to_scorer` swaps the class of the instance, as `preftune.model.policy.to_policy` does, so that names and saving stay:
 
     model(batch=pack(groups, feed_last=True))   -> ResponseLogps whose sums are the scores, differentiable
+    model(batch=batch, read=f)                  -> f(model, batch): another reading of it (`preftune.model.tokens`)
     model(input_ids=..., attention_mask=...)    -> as before
 
 Saved, it is a sequence-classification model of transformers with one label; `save_value_head` puts the head into a file
@@ -34,6 +35,7 @@ from preftune.model.load import checked_place, dtype_of, find_adapter, has_token
 from preftune.model.policy import (
     ROADS,
     HeadMixin,
+    Reading,
     attention,
     obstacle_to_packing,
     packed_states,
@@ -217,7 +219,11 @@ class Scorer:
 def _scorer_class(base: type) -> type:
     """`base` with `Scorer` in front, under its own name and with its own signature of `forward`."""
 
-    def forward(self: Any, *args: Any, batch: PackedBatch | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, batch: PackedBatch | None = None, read: Reading | None = None, **kwargs: Any
+    ) -> Any:
+        if batch is not None and read is not None:
+            return read(self, batch)
         if batch is not None:
             return response_scores(self, batch)
         with attention(self, self.usual_attention):
@@ -264,7 +270,7 @@ def to_scorer(model: Any, road: str = "auto") -> Any:
 
 def response_scores(model: Any, batch: PackedBatch) -> ResponseLogps:
     """Scores (G, K) of a batch packed with `feed_last`, float32 or wider; 0 where a ranked group has a gap."""
-    scores = getattr(model, HEAD)(_end_states(model, batch), score=_scores)
+    scores = getattr(model, HEAD)(_end_states(model, batch), score=linear_scores)
     gaps = ~batch.feedback.valid
     return ResponseLogps(scores.view_as(batch.lengths).masked_fill(gaps, 0.0), batch.lengths)
 
@@ -276,8 +282,8 @@ def _end_states(model: Any, batch: PackedBatch) -> Tensor:
     return packed_states(model, at_ends) if model.road == "packed" else padded_states(model, at_ends)
 
 
-def _scores(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(S,): one dot product a response. As a product and a sum, which autocast leaves in float32."""
+def linear_scores(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(S,): one dot product a state. As a product and a sum, which autocast leaves in float32."""
     wide = torch.promote_types(states.dtype, torch.float32)
     scores = (states.to(wide) * weight.to(wide)).sum(dim=-1)
     return scores if bias is None else scores + bias.to(wide)

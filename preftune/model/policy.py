@@ -5,6 +5,7 @@ saving and PEFT stay as they are, and engines that hook the model and the head m
 
     policy(batch=batch)                         -> ResponseLogps, differentiable
     policy(batch=batch, group_loss=loss)        -> (loss, sums): the head's gradient is taken in the forward pass
+    policy(batch=batch, read=f)                 -> f(model, batch): another reading of it (`preftune.model.tokens`)
     policy(input_ids=...), policy.generate(...) -> as before
 
 A PEFT model is made a policy from inside: the transformers model in it, and its head, be that with LoRA or trained
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +33,7 @@ from preftune.types import Origin, PackedBatch, ResponseLogps, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 ROADS = ("auto", "packed", "padded")
+Reading = Callable[[Any, PackedBatch], Any]
 PREFLIGHT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # nats per token
 LOW_PRECISION_TOLERANCE = 5e-2
 
@@ -43,8 +45,15 @@ class PolicyMixin:
     usual_attention: str
 
     def forward(
-        self, *args: Any, batch: PackedBatch | None = None, group_loss: GroupLoss | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        batch: PackedBatch | None = None,
+        group_loss: GroupLoss | None = None,
+        read: Reading | None = None,
+        **kwargs: Any,
     ) -> Any:
+        if batch is not None and read is not None:
+            return read(self, batch)
         if batch is not None:
             return response_logps(self, batch, group_loss)
         with attention(self, self.usual_attention):
@@ -197,7 +206,7 @@ def decoder_of(model: Any) -> nn.Module:
 
 def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None = None) -> Any:
     """Log-probs of a batch's responses under `model`, by its road; see `PolicyMixin`."""
-    states = packed_states(model, batch) if model.road == "packed" else padded_states(model, batch)
+    states = states_of(model, batch)
     transform, head = HeadTransform.of(model.config.get_text_config()), scoring_head(model)
     groups, responses = batch.lengths.shape
     if group_loss is not None:
@@ -213,6 +222,11 @@ def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None 
     )
     sums = logps.new_zeros(groups * responses).index_add(0, batch.owner, logps)
     return ResponseLogps(sums.view(groups, responses), batch.lengths)
+
+
+def states_of(model: Any, batch: PackedBatch) -> Tensor:
+    """(N, D) hidden states that predict the targets, by the model's road."""
+    return packed_states(model, batch) if model.road == "packed" else padded_states(model, batch)
 
 
 def packed_states(model: Any, batch: PackedBatch, plan: AttentionPlan | None = None) -> Tensor:

@@ -17,13 +17,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from preftune.types import PackedBatch, ResponseLogps
+from preftune.types import PackedBatch
 
 
 class Reference(Protocol):
     """What the step asks for log-probs under the reference model."""
 
-    def __call__(self, batch: PackedBatch) -> ResponseLogps: ...
+    def __call__(self, batch: PackedBatch, **reading: Any) -> Any:
+        """`ResponseLogps`, or what the policy gives for `read`."""
+        ...
 
     def state_dict(self) -> dict[str, Tensor]:
         """All its weights, to know it by."""
@@ -45,8 +47,8 @@ class FrozenModel:
         self.model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, batch: PackedBatch) -> ResponseLogps:
-        return self.model(batch=batch)
+    def __call__(self, batch: PackedBatch, **reading: Any) -> Any:
+        return self.model(batch=batch, **reading)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.model.state_dict()
@@ -65,9 +67,9 @@ class AdapterOff:
         self.model = model
 
     @torch.no_grad()
-    def __call__(self, batch: PackedBatch) -> ResponseLogps:
+    def __call__(self, batch: PackedBatch, **reading: Any) -> Any:
         with evaluating(self.model), self.model.disable_adapter():
-            return self.model(batch=batch)
+            return self.model(batch=batch, **reading)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.model.state_dict().items() if "lora_" not in name}
@@ -93,9 +95,9 @@ class Snapshot:
         self.kept = {name: p.detach().clone() for name, p in trained.items()} if copy else {}
 
     @torch.no_grad()
-    def __call__(self, batch: PackedBatch) -> ResponseLogps:
+    def __call__(self, batch: PackedBatch, **reading: Any) -> Any:
         with evaluating(self.model), self._swapped_in():
-            return self.model(batch=batch)
+            return self.model(batch=batch, **reading)
 
     @contextmanager
     def _swapped_in(self) -> Iterator[None]:

@@ -39,8 +39,8 @@ class Baseline(StrEnum):
 
 
 @dataclass(frozen=True)
-class Objective(ABC):
-    """The base of all objectives.
+class Method(ABC):
+    """What a recipe may name as its objective: a frozen dataclass whose fields are recipe keys.
 
     Class attributes:
         layout: the kind of groups it trains on.
@@ -71,12 +71,17 @@ class Objective(ABC):
     published_sft_normalization: ClassVar[Literal["token", "sequence", "sum"]] = "token"
 
     @abstractmethod
-    def __call__(self, policy: ResponseLogps, reference: ResponseLogps | None, feedback: Feedback) -> ObjectiveOutput:
-        """Losses (G,) and detached rewards (G, K) of G groups."""
-
-    @abstractmethod
     def describe(self) -> str:
         """The formula with this instance's numbers in it, for the run's log."""
+
+
+@dataclass(frozen=True)
+class Objective(Method):
+    """The base of all objectives that train on given responses."""
+
+    @abstractmethod
+    def __call__(self, policy: ResponseLogps, reference: ResponseLogps | None, feedback: Feedback) -> ObjectiveOutput:
+        """Losses (G,) and detached rewards (G, K) of G groups."""
 
 
 def require(condition: bool, key: str, expected: str, found: object) -> None:

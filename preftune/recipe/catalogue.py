@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from preftune.objectives import objective_class, objective_defaults, objective_names
-from preftune.objectives.base import Baseline, Objective, Reads
+from preftune.objectives.base import Baseline, Method, Reads
 from preftune.recipe.training import training_defaults
 
 
@@ -40,7 +40,7 @@ def all_facts() -> list[dict[str, Any]]:
     return [objective_facts(name) for name in objective_names()]
 
 
-def cost(objective: Objective) -> str:
+def cost(objective: Method) -> str:
     """What it needs beside one forward and one backward pass of the model."""
     needs = []
     if objective.needs_reference:

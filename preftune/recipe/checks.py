@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.errors import RecipeError
 from preftune.objectives.base import Baseline, Reads
 from preftune.recipe.batch import check_batch
+from preftune.recipe.ppo import check_ppo
 from preftune.recipe.training import LIMITS
 from preftune.types import Layout
 
@@ -27,6 +28,8 @@ def check_recipe(recipe: Recipe) -> None:
         RecipeError: with the keys, their values and the remedy.
     """
     _check_limits(recipe)
+    if recipe.objective == "ppo":
+        check_ppo(recipe)
     _check_lengths(recipe)
     _check_objective(recipe)
     _check_reference(recipe)

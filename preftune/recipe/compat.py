@@ -37,6 +37,8 @@ ALIASES: dict[str, str] = {
     "modules_to_save": "lora_modules_to_save",
     "init_lora_weights": "lora_init",
     "max_seq_length": "max_length",
+    "reward_model": "reward_model_name_or_path",
+    "reward_model_id_or_path": "reward_model_name_or_path",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",

@@ -86,6 +86,13 @@ def _reference(given: Given, flags: Layer, family: Family | None) -> Layer:
     return {"reference_model_name_or_path": Given(find_family(str(given.value), given.place).id, given.place)}
 
 
+def _reward(given: Given, flags: Layer, family: Family | None) -> Layer:
+    found = find_family(str(given.value), given.place)
+    if "reward_model_id_or_path" in flags:  # the folder of a reward model, of that type
+        return {}
+    return {"reward_model_name_or_path": Given(found.id, given.place)}
+
+
 def _targets(given: Given, flags: Layer, family: Family | None) -> Layer:
     words = [str(word) for word in given.value]
     upper = [word.upper() for word in words]
@@ -132,6 +139,7 @@ CONVERSIONS: dict[str, Conversion] = {
     "quantization_bit": _bits,
     "quant_method": _quantiser,
     "ref_model_type": _reference,
+    "reward_model_type": _reward,
     "lora_target_modules": _targets,
     "truncation_strategy": _truncation,
     "custom_dataset_info": _catalog,

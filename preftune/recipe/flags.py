@@ -38,19 +38,25 @@ class Flag:
         return (self.name, *self.also)
 
 
-METHODS = ("simpo", "dpo", "kto", "cpo", "orpo", "rm")
+METHODS = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ppo")
+_PPO = ("ppo",)
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "method": (
-        Flag("rlhf_type", "simpo, dpo, kto, cpo, orpo, rm, or another objective's name", default="dpo"),
+        Flag("rlhf_type", "simpo, dpo, kto, cpo, orpo, rm, ppo, or another objective's name", default="dpo"),
         Flag("beta", "reward scale; 2.0 for simpo, 0.1 for all others; orpo's lambda", key="beta"),
         Flag(
             "simpo_gamma",
             "SimPO's margin, absolute (= gamma_beta_ratio x beta)",
             key="simpo_gamma",
             default=1.0,
-            also=("gamma",),
             only=("simpo", "alphapo"),
+        ),
+        Flag(
+            "gamma",
+            "PPO's discount of rewards, 1.0 by default; for simpo another name of --simpo_gamma",
+            key="gamma",
+            only=("ppo", "simpo", "alphapo"),
         ),
         Flag(
             "cpo_alpha",
@@ -84,6 +90,50 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("ref_model_type", "the reference, by a name of the catalogue"),
         Flag("ref_model_revision", "of a hub name", key="reference_model_revision"),
+    ),
+    "ppo": (
+        Flag(
+            "reward_model_id_or_path",
+            "the trained reward model; the value model starts from it",
+            key="reward_model_name_or_path",
+            also=("reward_model", "reward_model_name_or_path"),
+            only=_PPO,
+        ),
+        Flag("reward_model_type", "the reward model, by a name of the catalogue", only=_PPO),
+        Flag("reward_model_revision", "of a hub name", key="reward_model_revision", only=_PPO),
+        Flag("reward_function", "instead: module:function of (prompts, responses)", key="reward_function", only=_PPO),
+        Flag(
+            "local_rollout_forward_batch_size",
+            "sequences of a pass without gradient, in each process",
+            key="local_rollout_forward_batch_size",
+            default=64,
+            only=_PPO,
+        ),
+        Flag("whiten_rewards", "rewards of standard deviation 1", "whiten_rewards", False, kind=bool, only=_PPO),
+        Flag("kl_coef", "of the KL penalty on each token", key="kl_coef", default=0.05, only=_PPO),
+        Flag("cliprange", "of the policy's ratio", key="cliprange", default=0.2, only=_PPO),
+        Flag("vf_coef", "weight of the value loss", key="vf_coef", default=0.1, only=_PPO),
+        Flag("cliprange_value", "of the value's change", key="cliprange_value", default=0.2, only=_PPO),
+        Flag("lam", "lambda of GAE", key="lam", default=0.95, only=_PPO),
+        Flag(
+            "num_ppo_epochs",
+            "passes over the answers of a rollout; --num_train_epochs are passes over the prompts",
+            key="num_ppo_epochs",
+            default=4,
+            only=_PPO,
+        ),
+        Flag("num_mini_batches", "optimizer steps of such a pass", key="num_mini_batches", default=1, only=_PPO),
+        Flag(
+            "response_length",
+            "tokens that are sampled at most",
+            key="response_length",
+            default=512,
+            also=("max_new_tokens",),
+            only=_PPO,
+        ),
+        Flag("temperature", "of sampling", key="temperature", default=0.7, only=_PPO),
+        Flag("stop_token", "eos (the end of a turn), or a token's text", key="stop_token", default="eos", only=_PPO),
+        Flag("missing_eos_penalty", "off the score of an answer without end", key="missing_eos_penalty", only=_PPO),
     ),
     "model": (
         Flag("model_type", "a name of the catalogue: gives the hub id, the template and LoRA's default modules"),

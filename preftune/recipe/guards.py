@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from preftune.objectives.base import Objective, Reads
+from preftune.objectives.base import Method, Reads
 from preftune.recipe.schema import Recipe
 from preftune.types import Layout
 
@@ -84,7 +84,7 @@ def _of_large_models(recipe: Recipe, batch: int) -> Iterator[str]:
         )
 
 
-def _prefers(objective: Objective) -> bool:
+def _prefers(objective: Method) -> bool:
     """Whether it learns from a comparison of responses by their log-probs."""
     return objective.layout in (Layout.PAIRED, Layout.RANKED) and objective.reads != Reads.SCORES
 

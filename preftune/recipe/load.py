@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import RecipeError
-from preftune.objectives import objective_class, objective_defaults, objective_names
+from preftune.objectives import ON_POLICY, method_names, objective_class, objective_defaults
 from preftune.recipe import compat, simpo_repository
 from preftune.recipe.follow import follow
 from preftune.recipe.layers import Given, Layer, merge, read_file, read_overrides
@@ -116,13 +116,14 @@ def _check_keys(layer: Layer, kinds: dict[str, Any], objective: str) -> None:
     for key, given in layer.items():
         if key in kinds:
             continue
-        owners = sorted((n for n in objective_names() if key in _names_of(n)), key=lambda n: n != _DEFAULT_OBJECTIVE)
+        owners = sorted((n for n in method_names() if key in _names_of(n)), key=lambda n: n != _DEFAULT_OBJECTIVE)
         if owners:
             raise RecipeError(
                 f"{given.place}: '{key}' is a key of {', '.join(owners)}, but 'objective' is {objective}. "
                 f"Remove it, or set objective: {owners[0]}."
             )
-        meant = nearest(key, sorted(known_keys()))
+        foreign = {name for method in ON_POLICY for name in objective_defaults(method)} - set(kinds)
+        meant = nearest(key, sorted(known_keys() - foreign))
         remedy = "" if meant.endswith("?") else " Remove it; known are our own keys and those of TrainingArguments."
         raise RecipeError(f"{given.place}: '{key}' is not a key of a recipe{meant}{remedy}")
 
@@ -134,7 +135,7 @@ def known_keys() -> set[str]:
     return (
         known
         | {*TRL_KEYS, *simpo_repository.KEYS}
-        | {name for other in objective_names() for name in objective_defaults(other)}
+        | {name for other in method_names() for name in objective_defaults(other)}
     )
 
 

@@ -25,7 +25,7 @@ from preftune.recipe.load import known_keys, resolve
 from preftune.recipe.schema import Recipe
 from preftune.recipe.training import training_kinds
 from preftune.recipe.trl import LOSSES
-from preftune.recipe.unsupported import ADAPTER_REASON, NO_EFFECT, NOT_HERE, OTHER_ADAPTERS
+from preftune.recipe.unsupported import ADAPTER_REASON, GENERATION, NO_EFFECT, NOT_GENERATED, NOT_HERE, OTHER_ADAPTERS
 from preftune.recipe.values import nearest
 from preftune.recipe.words import read_words
 
@@ -83,6 +83,7 @@ def build_recipe(flags: Layer, processes: int = 1) -> Recipe:
         RecipeError: a value does not fit, or two flags contradict each other.
     """
     method = _method(flags)
+    flags = _without_generation(flags, method)
     _check_only(flags, method)
     family = _family(flags)
     last = _converted(flags, method, family)
@@ -160,11 +161,21 @@ def _method(flags: Layer) -> str:
     return name
 
 
+def _without_generation(flags: Layer, method: str) -> Layer:
+    """Flags of sampling stand in commands for all methods, and act for ppo."""
+    if method == "ppo":
+        return flags
+    for name in GENERATION:
+        if name in flags:
+            log.info("%s has no effect: %s.", flags[name].place, NOT_GENERATED)
+    return {name: given for name, given in flags.items() if name not in GENERATION}
+
+
 def _check_only(flags: Layer, method: str) -> None:
     """A flag of another method is a mistake."""
     for name, given in flags.items():
         flag = FLAGS.get(name)
-        if flag is None or not flag.only or method in flag.only:
+        if flag is None or not flag.only or method in flag.only or given.value is None:
             continue
         others = [other.name for other in FLAGS.values() if other.key == flag.key and method in other.only]
         if not others and flag.key == "sft_weight" and method not in ("kto", "rm", "sft"):
@@ -241,7 +252,7 @@ def _defaults(flags: Layer, last: Layer, method: str, processes: int) -> dict[st
         "learning_rate": 1.0e-4 if sft_type == "lora" else 1.0e-5,
         "save_steps": every,
         **_loss_defaults(method),
-        **_held_out(flags, last, every),
+        **_held_out(flags, last, every, method),
     }
     if "total_batch_size" in last:
         del found["gradient_accumulation_steps"]
@@ -252,7 +263,7 @@ def _defaults(flags: Layer, last: Layer, method: str, processes: int) -> dict[st
         if family is not None and family.modules:
             found["lora_target_modules"] = list(family.modules)
         dropout = last.get("lora_dropout", Given(0.05, DOCUMENTED))
-        found["disable_dropout"] = not number(dropout, float)
+        found["disable_dropout"] = method == "ppo" or not number(dropout, float)
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -269,7 +280,7 @@ def _loss_defaults(method: str) -> dict[str, Any]:
     return found
 
 
-def _held_out(flags: Layer, last: Layer, every: Any) -> dict[str, Any]:
+def _held_out(flags: Layer, last: Layer, every: Any, method: str) -> dict[str, Any]:
     ratio = flags.get("dataset_test_ratio", Given(FLAGS["dataset_test_ratio"].default, DOCUMENTED))
     if "eval_dataset" in last:
         if "dataset_test_ratio" in flags and number(ratio, float):
@@ -284,7 +295,8 @@ def _held_out(flags: Layer, last: Layer, every: Any) -> dict[str, Any]:
                 given = flags["eval_steps"]
                 raise RecipeError(f"{given.place} {said(given)} needs data, but --dataset_test_ratio is 0.")
             return {}
-    return {"test_split_size": size, "eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": "loss"}
+    best = "objective/scores" if method == "ppo" else "loss"
+    return {"test_split_size": size, "eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": best}
 
 
 def _sft_type(flags: Layer) -> str:

@@ -17,8 +17,8 @@ import yaml
 
 from preftune.data.truncate import TruncationMode
 from preftune.errors import RecipeError
-from preftune.objectives import load_objective, objective_class, objective_defaults
-from preftune.objectives.base import Objective
+from preftune.objectives import load_method, objective_class, objective_defaults
+from preftune.objectives.base import Method
 from preftune.recipe.checks import check_recipe
 from preftune.recipe.follow import asks_for_evaluation, names_test_split
 from preftune.recipe.training import training_defaults
@@ -251,13 +251,13 @@ class Recipe:
             place = self.places.get(key[1], self.origin) if key else self.origin
             raise RecipeError(f"{place}: {error}") from None
 
-    def build_objective(self) -> Objective:
-        """The objective with this recipe's values.
+    def build_objective(self) -> Method:
+        """The objective (or PPO) with this recipe's values.
 
         Raises:
             RecipeError: a value is out of range.
         """
-        return load_objective(self.objective, **self.objective_args)
+        return load_method(self.objective, **self.objective_args)
 
     @property
     def effective_sft_weight(self) -> float:

@@ -26,6 +26,7 @@ TRAINING_DEFAULTS: dict[str, object] = {
 OBJECTIVE_TRAINING_DEFAULTS: dict[str, dict[str, object]] = {
     "sft": {"learning_rate": 2.0e-5},  # plain likelihood needs the larger steps of ordinary fine-tuning
     "reward": {"learning_rate": 1.0e-5},  # a fresh head has far to go
+    "ppo": {"learning_rate": 3.0e-6},  # small clipped steps, several on each rollout
 }
 
 # Adapters start at zero and have few weights: about fifty times the step of full weights, as in the published recipes.

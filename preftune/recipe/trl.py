@@ -1,4 +1,4 @@
-"""The keys of TRL's configs (1.16 and older) in a recipe: CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig.
+"""The keys of TRL's configs (1.16 and older) in a recipe: CPO-, DPO-, KTO-, ORPO-, Reward- and PPOConfig.
 
 Keys with a counterpart here go through the tables that `preftune.recipe.compat` joins with its own. One key needs more:
 TRL's `loss_type` chooses what is an objective of its own here, so that
@@ -26,6 +26,8 @@ TRL_ALIASES: dict[str, str] = {
     "dataset_name": "dataset",
     "chat_template_path": "chat_template",
     "ref_model_name_or_path": "reference_model_name_or_path",
+    "reward_model_path": "reward_model_name_or_path",
+    "sft_model_path": "model_name_or_path",
 }
 
 TRL_IGNORED: dict[str, str] = {
@@ -43,6 +45,9 @@ TRL_IGNORED: dict[str, str] = {
     "ref_model_sync_steps": "the reference model does not move",
     "dataset_kwargs": "rows are recognised by their columns",
     "lora_task_type": "it follows from the objective",
+    "num_sample_generations": "samples are written at every evaluation (eval_steps)",
+    "ds3_gather_for_generation": "weights are not sharded while ppo generates",
+    "exp_name": "output_dir and run_name name a run",
 }
 
 # Key: (the values that ask for nothing, why any other is refused). As compat.REFUSED.
@@ -57,6 +62,9 @@ TRL_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "router_aux_loss_coef": ((None, 0), "routers get no auxiliary loss; leave it out"),
     "reference_free": ((False, None), "simpo and cpo are the objectives without a reference"),
     "eos_token": ((None,), "the chat template ends a turn; set chat_template"),
+    "kl_estimator": (("k1",), "the KL penalty is log π - log π_ref of each token"),
+    "total_episodes": ((None,), "set num_train_epochs or max_steps"),
+    "stop_token_id": ((None,), "name the token by its text: stop_token"),
     "model_adapter_name": ((None,), "name one adapter with adapter_name_or_path"),
     "ref_adapter_name": ((None,), "the reference of an adapter is that adapter as it was at the start"),
     "force_use_ref_model": ((False, None), "set reference_model_name_or_path"),

@@ -23,33 +23,25 @@ NO_EFFECT: dict[str, str] = {
     "use_hf": "names are looked up on one hub; MS:: marks those of ModelScope",
     "acc_strategy": "accuracy is that of pairs",
     "bnb_4bit_use_double_quant": "scales are always quantised too",
-    "max_new_tokens": "nothing is generated while training",
-    "temperature": "nothing is generated while training",
-    "top_k": "nothing is generated while training",
-    "top_p": "nothing is generated while training",
-    "do_sample": "nothing is generated while training",
-    "repetition_penalty": "nothing is generated while training",
+    **dict.fromkeys(
+        ("top_k", "top_p", "do_sample", "repetition_penalty"),
+        "only ppo generates while training, and samples from the whole distribution, by its temperature",
+    ),
     "ddp_find_unused_parameters": "all that is trained takes part in every step",
     "save_safetensors": "weights are always saved as safetensors",
     "overwrite_output_dir": "checkpoints of an earlier run are set aside",
 }
 
-_ONLINE = (
-    "it belongs to training on answers that the model samples, which no --rlhf_type here does; accepted are {types}"
-)
 _SPLIT = "a model is not split over GPUs; NPROC_PER_NODE starts a process a GPU, --deepspeed default-zero3 shards"
 _SAMPLE = "write the number behind the name: --dataset NAME#500"
 ADAPTER_REASON = "adapters are LoRA; use_rslora, use_dora and init_lora_weights are its variants"
 
-_ONLINE_FLAGS = (
-    "reward_model_id_or_path", "reward_model_type", "reward_model_revision", "reward_model", "kl_coef",
-    "local_rollout_forward_batch_size", "whiten_rewards", "cliprange", "cliprange_value", "vf_coef", "lam",
-    "num_ppo_epochs", "num_mini_batches", "response_length", "missing_eos_penalty",
-)  # fmt: skip
+# Flags of ppo that say nothing of other methods.
+GENERATION = ("response_length", "temperature")
+NOT_GENERATED = "nothing is generated while training"
 
 # Name: (the values that ask for nothing, why any other is refused).
 NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
-    **dict.fromkeys(_ONLINE_FLAGS, ((None,), _ONLINE)),
     "device_map_config": ((None,), _SPLIT),
     "device_max_memory": ((None, []), _SPLIT),
     "device_map": ((None, "auto"), _SPLIT),

@@ -17,6 +17,9 @@ FIGURES = (  # key, what it means
     ("eval_rewards/accuracies", "the same on held-out pairs"),
     ("rewards/margins", "reward of the chosen response above the rejected one"),
     ("eval_rewards/margins", "the same on held-out pairs"),
+    ("objective/scores", "score of sampled responses"),
+    ("eval_objective/scores", "the same for held-out prompts"),
+    ("objective/kl", "divergence from the reference, nats a response"),
     ("nll", "negative log-likelihood of the (chosen) response, nats per token"),
     ("eval_nll", "the same, held out"),
 )

@@ -25,7 +25,7 @@ from preftune.data.bad_rows import SkippedRows
 from preftune.data.plan import Cut
 from preftune.data.savings import Savings, measure_savings
 from preftune.data.survey import Survey, count_shared_prompts, survey
-from preftune.errors import ModelError, PreftuneError
+from preftune.errors import ModelError, PreftuneError, RecipeError
 from preftune.model.freeze import freeze
 from preftune.model.memory import (
     MemoryEstimate,
@@ -149,6 +149,10 @@ def check_data(
     Raises:
         PreftuneError: a run would stop here.
     """
+    if recipe.objective == "ppo":
+        raise RecipeError(
+            "'objective' ppo reads prompts alone, and check looks at responses. Set objective: sft to check."
+        )
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     batch = resolve_batch(recipe, ranks)
     skipped: SkippedRows = SkippedRows()

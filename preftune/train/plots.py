@@ -53,6 +53,8 @@ CHARTS = (
         "sum over the response (nats)",
         (("logps/chosen", "chosen"), ("logps/rejected", "rejected"), ("logps/response", "response")),
     ),
+    Chart("scores", "Scores", "score", (("objective/scores", "training"), ("eval_objective/scores", "held out"))),
+    Chart("kl", "Divergence from the reference", "KL of a response (nats)", (("objective/kl", "training"),)),
     Chart("throughput", "Throughput", "tokens per second", (("tokens_per_second", "tokens per second"),)),
 )
 

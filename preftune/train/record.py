@@ -23,6 +23,9 @@ SHOWN = {  # key -> what the terminal calls it
     "rewards/margins": "margin",
     "logps/chosen": "logp chosen",
     "lengths/chosen": "length",
+    "objective/scores": "score",
+    "objective/kl": "kl",
+    "lengths/response": "length",
     "tokens_per_second": "tok/s",
 }
 

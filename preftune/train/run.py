@@ -24,6 +24,7 @@ from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
 from preftune.errors import RecipeError
 from preftune.model.heads import save_value_head
+from preftune.objectives import load_objective
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
 from preftune.recipe.guards import bf16_guard, guard_rails
@@ -58,6 +59,8 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     """
     started = time.perf_counter()
     quiet_transformers()
+    if recipe.objective == "ppo":
+        return _train_ppo(recipe, callbacks)
     tokenizer, new_tokens = load_run_tokenizer(recipe)
     groups, report, known = _load_training(recipe, tokenizer)
     held_out = None
@@ -81,7 +84,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     trainer = PreferenceTrainer(
         model,
         args,
-        objective=recipe.build_objective(),
+        objective=load_objective(recipe.objective, **recipe.objective_args),
         train_dataset=groups,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -129,6 +132,16 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     summary = _summary(recipe, trainer, report, done_before, loop, time.perf_counter() - started)
     if trainer.is_world_process_zero():
         write_run_files(recipe, folder, summary)
+    return summary
+
+
+def _train_ppo(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, Any]:
+    from preftune.train.ppo.run import run_ppo
+
+    args = build_arguments(recipe)
+    summary = run_ppo(recipe, args, callbacks)
+    if args.process_index == 0:
+        write_run_files(recipe, Path(recipe.output_dir), summary)
     return summary
 
 

@@ -137,19 +137,7 @@ class SealedTrainer(Trainer):
 
     def _check_same_run(self, checkpoint: Path) -> None:
         """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
-        manifest = checkpoint / MANIFEST
-        if not manifest.is_file():
-            return  # not one of ours; Trainer decides
-        saved = json.loads(manifest.read_text(encoding="utf-8")).get("run", {})
-        now = self._identity()
-        changed = [
-            f"{key} {saved[key]!r} then, {now[key]!r} now" for key in now if key in saved and saved[key] != now[key]
-        ]
-        if changed:
-            raise CheckpointError(
-                f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
-                "with model_name_or_path set to it."
-            )
+        check_same_run(checkpoint, self._identity())
 
     def _require(self, checkpoint: str | None, name: str) -> None:
         if checkpoint is not None and not (Path(checkpoint) / name).is_file():
@@ -158,3 +146,21 @@ class SealedTrainer(Trainer):
                 f"'{checkpoint}' has no {name}: going on from step {step} without it would be another run. "
                 "It was saved with save_only_model, or by another number of processes."
             )
+
+
+def check_same_run(checkpoint: Path, now: dict[str, Any]) -> None:
+    """Refuse to go on where what a run is (`now`) is not what the checkpoint's manifest says.
+
+    Raises:
+        CheckpointError: with what has changed.
+    """
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return  # not one of ours; whoever reads it decides
+    saved = json.loads(manifest.read_text(encoding="utf-8")).get("run", {})
+    changed = [f"{key} {saved[key]!r} then, {now[key]!r} now" for key in now if key in saved and saved[key] != now[key]]
+    if changed:
+        raise CheckpointError(
+            f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
+            "with model_name_or_path set to it."
+        )

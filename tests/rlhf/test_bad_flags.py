@@ -6,6 +6,7 @@ from preftune.cli.main import main
 
 MODEL = "--model_id_or_path m"
 BASE = f"{MODEL} --dataset a.jsonl"
+PPO = f"ppo {BASE} --reward_model r"
 
 # words after `preftune`, and what the line must say
 MISTYPED = [
@@ -100,7 +101,31 @@ CONTRADICTIONS = [
     (f"cpo {BASE} --loss_type ipo", "set objective: ipo"),
     (f"dpo {BASE} --loss_type sigmoid ipo --loss_weights 1", "one weight for each of 2 losses"),
     (f"dpo {BASE} --loss_type sigmoid hinge", "holds dpo twice"),
-    (f"simpo {BASE} --kl_coef 0.1", "accepted are simpo, dpo, kto"),
+    (f"simpo {BASE} --kl_coef 0.1", "--kl_coef is a flag of ppo; --rlhf_type is simpo. Leave it out"),
+    (f"dpo {BASE} --gamma 1", "--gamma is a flag of ppo and simpo"),
+    (f"simpo {BASE} --gamma 1 --simpo_gamma 2", "disagree"),
+    (f"ppo {BASE}", "ppo needs a reward"),
+    (f"{PPO} --kl_coeff 0.1", "did you mean '--kl_coef'"),
+    (f"{PPO} --whiten_reward true", "did you mean '--whiten_rewards'"),
+    (f"{PPO} --num_ppo_epoch 2", "did you mean '--num_ppo_epochs'"),
+    (f"{PPO} --cliprange 1.5", "--cliprange: 'cliprange' must be a number above 0 and below 1"),
+    (f"{PPO} --gamma 0", "--gamma: 'gamma' must be a number above 0, up to 1"),
+    (f"{PPO} --lam 1.1", "--lam: 'lam' must be a number from 0 to 1"),
+    (f"{PPO} --temperature 0", "--temperature: 'temperature' must be a number above 0"),
+    (f"{PPO} --num_mini_batches 0", "--num_mini_batches: 'num_mini_batches' must be a whole number of at least 1"),
+    (f"{PPO} --simpo_gamma 1", "--simpo_gamma is a flag of simpo"),
+    (f"{PPO} --beta 0.1", "'beta' is a key of"),
+    (f"{PPO} --reward_function a:b", "both say what a response is worth"),
+    (f"ppo {BASE} --reward_function my_module", "'reward_function' must be module:function"),
+    (f"ppo {BASE} --reward_function a:b --reward_model_revision v2", "reward_model_name_or_path is not set"),
+    (f"{PPO} --response_length 100 --max_new_tokens 200", "--response_length 100 and --max_new_tokens 200"),
+    (f"{PPO} --response_length 2048", "leaves no room for a prompt"),
+    (f"{PPO} --max_prompt_length 1600", "are together above 'max_length' 2048"),
+    (f"{PPO} --deepspeed default-zero3", "'deepspeed' is not for ppo"),
+    (f"{PPO} --push_to_hub true", "Upload the run folder"),
+    (f"{PPO} --sft_weight 0.1", "ppo samples its own"),
+    (f"{PPO} --disable_dropout false", "its ratios compare with log-probs without dropout"),
+    (f"{PPO} --precompute_reference true", "'precompute_reference' true has no effect"),
     (f"simpo {BASE} --streaming true", "--dataset NAME#500"),
     (f"simpo {BASE} --device_map_config x.json", "NPROC_PER_NODE"),
     (f"simpo {BASE} --warmup_ratio 0.1 --warmup_steps 10", "disagree"),

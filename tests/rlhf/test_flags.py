@@ -90,6 +90,32 @@ CHANGES = {
     "hub_model_id": ("me/it", {}, "hub_model_id", "me/it"),
     "hub_strategy": ("end", {}, "hub_strategy", "end"),
 }
+PPO = {"rlhf_type": "ppo", "reward_model": "r"}
+CHANGES |= {
+    "gamma": ("0.9", PPO, "gamma", 0.9),
+    "reward_model_id_or_path": ("other", PPO, "reward_model_name_or_path", "other"),
+    "reward_model_type": (
+        "qwen2-7b",
+        {"rlhf_type": "ppo", "reward_model_type": "llama3-8b-instruct"},
+        "reward_model_name_or_path",
+        "Qwen/Qwen2-7B",
+    ),
+    "reward_model_revision": ("v2", PPO, "reward_model_revision", "v2"),
+    "reward_function": ("a:b", {"rlhf_type": "ppo", "reward_function": "z:z"}, "reward_function", "a:b"),
+    "local_rollout_forward_batch_size": ("8", PPO, "local_rollout_forward_batch_size", 8),
+    "whiten_rewards": ("true", PPO, "whiten_rewards", True),
+    "kl_coef": ("0.2", PPO, "kl_coef", 0.2),
+    "cliprange": ("0.1", PPO, "cliprange", 0.1),
+    "vf_coef": ("0.5", PPO, "vf_coef", 0.5),
+    "cliprange_value": ("0.5", PPO, "cliprange_value", 0.5),
+    "lam": ("0.9", PPO, "lam", 0.9),
+    "num_ppo_epochs": ("2", PPO, "num_ppo_epochs", 2),
+    "num_mini_batches": ("2", PPO, "num_mini_batches", 2),
+    "response_length": ("100", PPO, "response_length", 100),
+    "temperature": ("1.0", PPO, "temperature", 1.0),
+    "stop_token": ("###", PPO, "stop_token", "###"),
+    "missing_eos_penalty": ("1.0", PPO, "missing_eos_penalty", 1.0),
+}
 ELSEWHERE = {"dry_run", "quant_method", "custom_dataset_info", "deepspeed"}  # tested by themselves below
 
 
@@ -132,6 +158,24 @@ def test_a_flag_may_be_joined_to_its_value(joined):
 def test_a_flag_that_is_true_or_false_may_stand_alone():
     assert recipe("--use_rslora").use_rslora is True
     assert recipe("--push_to_hub", "--seed", "3").training["push_to_hub"] is True
+
+
+def test_gamma_is_the_discount_of_ppo_and_the_margin_of_simpo():
+    assert recipe(**{**PPO, "gamma": 0.9}).objective_args["gamma"] == 0.9
+    assert recipe(gamma=0.5).objective_args["gamma_beta_ratio"] == 0.25
+
+
+def test_passes_over_prompts_and_over_a_rollout_are_two_settings():
+    found = recipe(**PPO, num_train_epochs=3)
+    assert (found.training["num_train_epochs"], found.objective_args["num_ppo_epochs"]) == (3, 4)
+    found = recipe(**PPO, num_ppo_epochs=2)
+    assert (found.training["num_train_epochs"], found.objective_args["num_ppo_epochs"]) == (1, 2)
+
+
+def test_flags_of_sampling_say_nothing_where_nothing_is_sampled(caplog):
+    with caplog.at_level(logging.INFO):
+        found = recipe(temperature=0.3, max_new_tokens=100)
+    assert found == recipe() and caplog.text.count("nothing is generated while training") == 2
 
 
 def test_a_negative_number_is_a_value():
@@ -325,5 +369,5 @@ def test_quant_method_may_be_bnb():
 
 @pytest.mark.parametrize("method", method_names())
 def test_every_accepted_method_resolves(method):
-    assert recipe(rlhf_type=method).objective in (method, "reward")
+    assert recipe(**(PPO if method == "ppo" else {"rlhf_type": method})).objective in (method, "reward")
     assert set(METHODS) <= set(method_names())
