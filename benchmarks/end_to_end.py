@@ -4,11 +4,11 @@
     python benchmarks/end_to_end.py --data FOLDER --tokenizer FOLDER     into benchmarks/results/end_to_end.*
     python benchmarks/end_to_end.py --tiny            a self test of a minute on made-up pairs, writes nothing
 
-FOLDER holds NAME.train.jsonl and NAME.eval.jsonl files of conversational pairs; by default those are the emoji sets
-and the Llama 2 tokenizer below $PREFTUNE_TEST_DATA. The model is a small random Llama with that vocabulary, or --model.
-Both sides start from the same weights and text rows in the same order and run their own `train()`, with the same SimPO,
-AdamW, schedule, batch and evaluation every few steps (worker_end_to_end.py). They take turns, each run in a process of
-its own. The clock counts the preparation (text to ids, the trainer) and the training, not the imports and not the
+FOLDER holds NAME.train.jsonl and NAME.eval.jsonl files of pairs; by default those are the emoji sets and the Llama 2
+tokenizer below $PREFTUNE_TEST_DATA. The model is a small random Llama with that vocabulary, or --model. Both sides
+start from the same weights and text rows in the same order and run their own `train()`, with the same SimPO, AdamW,
+schedule, batch and evaluation every few steps (worker_end_to_end.py). They take turns, each run in a process of its
+own. The clock counts the preparation (text to ids, the trainer) and the training, not the imports and not the
 evaluations, of which the two have different kinds.
 """
 
@@ -48,7 +48,7 @@ class Recipe:
     schedule: str = "cosine"
     warmup_steps: int = 10
     eval_steps: int = 10
-    max_length: int = 512
+    max_length: int = 1024
     precision: str = "bf16"
     seed: int = 0
     threads: int = 2
@@ -86,11 +86,15 @@ def write_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_rows(folder: Path, split: str) -> list[dict]:
-    rows: list[dict] = []
-    for path in sorted(folder.glob(f"*.{split}.jsonl")):
-        with path.open(encoding="utf-8") as file:  # splitlines would also cut at a U+2028 inside a text
-            rows += [json.loads(line) for line in file]
-    return rows
+    """The pairs of all NAME.SPLIT.jsonl files, in TRL's form; rows that cannot be trained on are left out for both."""
+    from tokenization import trl_rows
+
+    from preftune.data import load_rows, to_examples
+
+    files = sorted(folder.glob(f"*.{split}.jsonl"))
+    examples = [e for file in files for e in to_examples(load_rows(file), "paired", on_bad_row="skip")]
+    # a template may strip its messages, which leaves nothing of a difference in whitespace
+    return trl_rows([e for e in examples if e.responses[0].split() != e.responses[1].split()])
 
 
 def made_up_rows(count: int, seed: int) -> list[dict]:

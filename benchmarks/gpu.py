@@ -208,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         results = run(plan, out if arguments.snapshots else None)
     except WorkerError as error:
-        print(f"gpu.py: {reason_of(error)}", file=sys.stderr)
+        remedy = " Without a CUDA device, give --device cpu." if plan.device == "cuda" else ""
+        print(f"gpu.py: {reason_of(error)}{remedy}", file=sys.stderr)
         return 1
     context["load_after"] = report.load_average()
     page = render(plan, results, context)

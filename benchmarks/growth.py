@@ -7,8 +7,9 @@
 
 Along each axis all lengths but one stand still, and all responses are equally long, so that no design pays for padding:
 what is left is what a further token costs. The designs (step.py) take turns, but for large vocabularies, where one runs
-after the other; the best of the repetitions counts. The memory is one more step's peak above weights, gradients and moments, in the same process. Ranks are processes of one
-thread each under DistributedDataParallel, with the same pairs for each (worker_ranks.py).
+after the other; the best of the repetitions counts. The memory is one more step's peak above weights, gradients and
+moments, in the same process. Ranks are processes of one thread each under DistributedDataParallel, with the same pairs
+for each (worker_ranks.py).
 """
 
 from __future__ import annotations

@@ -72,10 +72,14 @@ def test_rows_stand_in_the_order_in_which_the_trainer_shuffles_them(bench, tmp_p
     assert ordered == [rows[number] for epoch in (0, 1) for number in epoch_order(5, 3, epoch)]
 
 
-def test_a_line_separator_inside_a_text_is_no_end_of_a_row(bench, tmp_path):
+def test_rows_come_back_as_they_were_but_for_those_without_a_difference(bench, tmp_path):
     end_to_end, worker = bench("end_to_end"), bench("worker_end_to_end")
-    rows = [{"prompt": "one\u2028two\x85three"}, {"prompt": "four"}]
+    rows = end_to_end.made_up_rows(2, seed=0)
+    rows[0]["chosen"][0]["content"] = "one\u2028two\x85three"
+    same = {**rows[1], "chosen": rows[1]["rejected"]}
+    spaced = {**rows[1], "chosen": [{"role": "assistant", "content": rows[1]["rejected"][0]["content"] + "\n"}]}
 
-    end_to_end.write_lines(tmp_path / "a.train.jsonl", rows)
+    end_to_end.write_lines(tmp_path / "a.train.jsonl", [rows[0], same, spaced, rows[1]])
 
-    assert end_to_end.read_rows(tmp_path, "train") == worker.read_lines(tmp_path / "a.train.jsonl") == rows
+    assert end_to_end.read_rows(tmp_path, "train") == rows
+    assert worker.read_lines(tmp_path / "a.train.jsonl") == [rows[0], same, spaced, rows[1]]
