@@ -24,6 +24,7 @@ class SaveOnInterrupt(TrainerCallback):
         self.asked = False
         self.number = int(signal.SIGINT)
         self.previous: dict[int, Any] = {}
+        self.process = os.getpid()
         self.first = 0.0
 
     @property
@@ -36,6 +37,8 @@ class SaveOnInterrupt(TrainerCallback):
             self.previous = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def _ask(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.process:  # a data-loader worker, which is needed to the end of the step
+            return
         if self.first:
             if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.first < ECHO_SECONDS:
                 return

@@ -18,7 +18,10 @@ from preftune.train.checkpoint import checkpoints
 
 GIB = 2**30
 # What the libraries say when another process of the run has gone: gloo, NCCL, and the store they meet at.
-GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection was likely closed")
+GONE = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection was likely closed"),
+    *("remote process exited or there was a network error", "NCCL communicator was aborted"),
+)
 # Bytes an optimizer keeps for each trained parameter; all others are taken for Adam with float32 states.
 OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 1, "lion": 4, "8bit": 2}
 ADAM_BYTES = 8

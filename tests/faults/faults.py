@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from preftune.train import saving
+from preftune.train.trainer import PreferenceTrainer
 
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
@@ -21,6 +23,19 @@ def skip_plots() -> None:
     from preftune.train import run
 
     run.plot_log = lambda *_: None
+
+
+def at_step(step: int, act: Callable[[], object]) -> None:
+    """Do something before a step of the run."""
+    usual = PreferenceTrainer.training_step
+
+    def training_step(trainer, *arguments, **more):
+        if trainer.state.global_step == step - 1:
+            act()
+        return usual(trainer, *arguments, **more)
+
+    PreferenceTrainer.training_step = training_step
+    skip_plots()
 
 
 @dataclass

@@ -13,27 +13,12 @@ import pytest
 
 from preftune.train.checkpoint import checkpoints, problem
 from tests.faults.child import run
-from tests.faults.faults import skip_plots
+from tests.faults.faults import at_step, skip_plots
 from tests.faults.same import assert_resumes_to_the_same
 
 pytestmark = pytest.mark.slow
 TRAIN = ["train", "recipe.yaml"]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
-
-
-def at_step(step, act):
-    """Do something before a step of the run."""
-    from preftune.train.trainer import PreferenceTrainer
-
-    usual = PreferenceTrainer.training_step
-
-    def training_step(trainer, *arguments, **more):
-        if trainer.state.global_step == step - 1:
-            act()
-        return usual(trainer, *arguments, **more)
-
-    PreferenceTrainer.training_step = training_step
-    skip_plots()
 
 
 def fill_the_disk():

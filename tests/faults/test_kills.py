@@ -11,7 +11,7 @@ import pytest
 from preftune.train.checkpoint import checkpoints, problem
 from tests.faults.child import run, start
 from tests.faults.faults import KillInSave, skip_plots
-from tests.faults.same import assert_resumes_to_the_same, assert_same
+from tests.faults.same import assert_resumes_to_the_same
 
 pytestmark = pytest.mark.slow
 TRAIN = ["train", "recipe.yaml"]
@@ -47,22 +47,21 @@ def test_a_kill_at_every_operation_of_a_save(work, kind, record_property):
 
 
 def test_twenty_kills_at_random_moments(work):
-    """Of the whole life of the process: reading, training, saving, writing the final model."""
+    """Five runs, each killed four times and gone on with: while reading, training, saving, writing the final model."""
     draw = random.Random(0)
     began = time.perf_counter()
     run([*TRAIN, "output_dir=timed"], work, skip_plots)
     length = time.perf_counter() - began
     kills = 0
     for number in range(20):
-        output = f"random-{number}"
+        output = f"random-{number // 4}"
         process = start([*TRAIN, f"output_dir={output}", "resume_from_checkpoint=auto"], work, skip_plots)
         process.join(draw.uniform(0.2, 1.0) * length)
         if process.exitcode is None:
             process.kill()
             process.join()
             kills += 1
+        if number % 4 == 3:
             assert_resumes_to_the_same(work, output)
-        else:
-            assert_same(work / "whole", work / output)
-    print(f"{kills} kills within a run of {length:.1f} s")
+    print(f"{kills} kills within runs of {length:.1f} s")
     assert kills >= 15

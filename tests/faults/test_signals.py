@@ -11,9 +11,9 @@ import yaml
 from preftune.train.checkpoint import checkpoints, problem
 from preftune.train.record import read_log
 from tests.faults.child import run
-from tests.faults.faults import KillInSave, skip_plots
+from tests.faults.faults import KillInSave, at_step, skip_plots
 from tests.faults.same import assert_resumes_to_the_same
-from tests.faults.test_disk import at_step, last_line
+from tests.faults.test_disk import last_line
 
 pytestmark = pytest.mark.slow
 TRAIN = ["train", "recipe.yaml"]
