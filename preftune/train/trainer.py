@@ -253,6 +253,9 @@ class PreferenceTrainer(SealedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
     ) -> tuple[list[Step], None]:
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would take one step more
+            self.control.should_training_stop = True
+            return [], None
         return [open_step(item) for item in islice(epoch_iterator, num_batches)], None
 
     # one optimizer step

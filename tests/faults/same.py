@@ -27,7 +27,7 @@ def assert_same(whole: Path, other: Path) -> None:
     with safe_open(whole / "model.safetensors", "pt") as one, safe_open(other / "model.safetensors", "pt") as two:
         assert set(one.keys()) == set(two.keys())
         assert all((one.get_tensor(name) == two.get_tensor(name)).all() for name in one.keys())  # noqa: SIM118
-    assert logged(whole) == logged(other)
+    assert logged(other) == logged(whole), (other / "log.jsonl").read_text()
 
 
 def logged(folder: Path) -> list[dict]:

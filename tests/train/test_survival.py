@@ -32,6 +32,18 @@ def test_a_log_line_after_a_resume_has_the_steps_before_it(tmp_path, loss):
     assert logged(again) == logged(whole)
 
 
+def test_a_run_that_had_taken_its_last_step_takes_no_other(tmp_path):
+    """A kill while the final model was written: the Trainer alone would train on, and log it."""
+    how = {"max_steps": 7, "lr_scheduler_type": "constant", "logging_steps": 4, "save_steps": 7}
+    whole, again = build_trainer(tmp_path / "whole", **how), build_trainer(tmp_path / "again", **how)
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-7"))
+    assert again.state.global_step == 7
+    assert logged(again) == logged(whole)
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def rescued(folder, **changes):
     return build_trainer(folder, loss={"objective": "simpo", "rescue_minutes": 1e-9}, **changes)
 
