@@ -36,3 +36,11 @@ class TrainingError(PreftuneError):
     """The run cannot go on: a non-finite loss, or an engine that is not the one that was asked for."""
 
     exit_code = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the system stopped the run; the message says what was saved and how to go on."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,7 @@ def launch(asked: Processes, words: Sequence[str]) -> int:
     log.info("run sh: %s", " ".join(command))
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": _search_path()}
     with subprocess.Popen(command, env=environment) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the children by itself
         while True:
             try:
                 return child.wait()

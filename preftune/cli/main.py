@@ -1,7 +1,8 @@
 """`preftune VERB ...`: finds the verb and turns errors into one line and an exit code.
 
 A verb is a file in this folder with a `main(arguments) -> exit code`. It is imported when it is run, and torch only
-when it is needed, so that `--help` answers at once. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
+when it is needed, so that `--help` answers at once. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted
+(143 by SIGTERM).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ VERBS: dict[str, str] = {
     "rlhf": "train by the flags of the published rlhf commands (short: simpo dpo kto cpo orpo rm ppo)",
     "sft": "the same for supervised fine-tuning",
     "objectives": "list the objectives, with formula, defaults, source and cost",
+    "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
 }
@@ -76,7 +78,7 @@ def run_verb(verb: str, words: Sequence[str], *more: str) -> int:
     except PreftuneError as error:
         return _fail(f"{type(error).__name__}: {error}", error.exit_code)
     except KeyboardInterrupt as stop:  # training says with it what was saved and how to go on
-        return _fail(f"Interrupted: {stop}" if str(stop) else "Interrupted.", 130)
+        return _fail(f"Interrupted: {stop}" if str(stop) else "Interrupted.", getattr(stop, "exit_code", 130))
     except SystemExit as leave:  # argparse: 0 after --help, 2 after a wrong option, which it has explained
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
 

@@ -2,7 +2,7 @@
 
 The tokens that all responses of a group have in common (the prompt, and any common opening of the responses) stand in
 the row once. Every branch continues their positions. The last token of a response predicts nothing and is left out,
-unless a value head reads its state (`feed_last`).
+unless a value head reads its state (`feed_last`). `unpack` goes back.
 """
 
 from __future__ import annotations
@@ -61,6 +61,35 @@ def pack(
         origins=tuple(group.origin for group in groups),
         ends=torch.tensor(ends).flatten() if feed_last else None,
     )
+
+
+def unpack(batch: PackedBatch) -> list[TokenizedGroup]:
+    """The groups of a micro-batch, as they were before they were packed."""
+    ids, targets, lengths = batch.input_ids[0].tolist(), batch.targets.tolist(), batch.lengths.tolist()
+    scores = batch.feedback.scores.tolist()
+    known = None if batch.reference is None else batch.reference.sums.tolist()
+    unfed = 0 if batch.ends is not None else 1
+    groups, tree, target = [], 0, 0
+    for number, origin in enumerate(batch.origins):
+        counts = [count for count in lengths[number] if count]
+        responses = []
+        for count in counts:
+            responses.append(targets[target : target + count])
+            target += count
+        start, shared, branches = batch.trees[tree]
+        prompt = shared + sum(branches[:1]) - counts[0] + unfed
+        tree += 1 if branches else len(counts)
+        groups.append(
+            TokenizedGroup(
+                ids[start : start + prompt],
+                responses,
+                origin,
+                scores=tuple(scores[number][: len(counts)]),
+                reference=tuple(known[number][: len(counts)]) if known else (),
+                weight=float(batch.row_weights[number]),
+            )
+        )
+    return groups
 
 
 class _Row:

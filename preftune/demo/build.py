@@ -18,6 +18,7 @@ from preftune.demo.model import build_model
 from preftune.demo.settings import SFT, SIMPO, SftSettings, SimpoSettings
 from preftune.demo.tokenizer import train_tokenizer
 from preftune.recipe import Recipe
+from preftune.train.checkpoint import set_aside
 from preftune.train.run import quiet_transformers, train_recipe
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ def build_sft(folder: str | Path = FOLDER, seed: int = 0) -> dict[str, Any]:
     """Make everything that SimPO starts from; returns the summary of the SFT run."""
     folder = Path(folder)
     quiet_transformers()
+    for run in (folder, folder / "sft"):
+        set_aside(run)  # of a demo that was interrupted: this one begins again
     write_data(folder / "data", seed)
     tokenizer = train_tokenizer(corpus_texts())
     model = build_model(tokenizer, seed)

@@ -90,7 +90,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "reference_cache",
     ),
     "step": ("micro_batch_tokens", "total_batch_size", "share_prompt", "disable_dropout", "road"),
-    "saving": ("value_head_format",),
+    "saving": ("value_head_format", "rescue_minutes", "on_nonfinite"),
 }
 SCHEMA_KEYS: tuple[str, ...] = tuple(key for keys in GROUPS.values() for key in keys)
 
@@ -158,7 +158,9 @@ class Recipe:
         share_prompt: compute the prompt of a group once.
         disable_dropout: train without dropout.
         value_head_format: of the extra file with a reward model's head: safetensors or bin.
+        rescue_minutes: a checkpoint by the clock, whatever save_steps says; two are kept; 0: none.
         road: packed rows, padded rows, or packed where the model allows it (auto).
+        on_nonfinite: stop at a step whose log-probs or gradient are no numbers, or skip it (at most ten times).
         objective_args: the objective's own keys.
         training: fields of `TrainingArguments`.
         origin: the file, for error messages.
@@ -227,6 +229,8 @@ class Recipe:
     disable_dropout: bool = True
     road: Road = "auto"
     value_head_format: Literal["safetensors", "bin"] = "safetensors"
+    rescue_minutes: float = 15
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     objective_args: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     origin: str = field(default="recipe", compare=False, repr=False)

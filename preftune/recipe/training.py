@@ -71,6 +71,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_dropout": _BELOW_1,
     "micro_batch_tokens": _AT_LEAST_1,
     "total_batch_size": _AT_LEAST_1,
+    "rescue_minutes": _AT_LEAST_0,
 }
 
 

@@ -1,7 +1,8 @@
 """A checkpoint is complete or it does not exist.
 
 It is written to `.incomplete/checkpoint-N`, listed with sizes and hashes in `manifest.json`, synced and renamed.
-Resuming takes the newest folder whose manifest verifies, and names those it passed over.
+Resuming takes the newest folder whose manifest verifies, and names those it passed over. `rescue-N` are checkpoints of
+the clock (`preftune.train.rescue`): complete like the others, and counted by themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from preftune.errors import CheckpointError
 logger = logging.getLogger(__name__)
 STAGING = ".incomplete"
 MANIFEST = "manifest.json"
-NAME = re.compile(r"checkpoint-(\d+)")
+LOG = "log.jsonl"
+SUMMARY = "summary.json"
+NAME = re.compile(r"(checkpoint|rescue)-(\d+)")
+RESCUES = 2  # kept: when the newest turns out damaged, there is another
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -69,27 +73,57 @@ def problem(folder: Path) -> str | None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run folder, newest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.is_dir() and NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    """The checkpoints of a run folder, rescue checkpoints among them, newest first."""
+    if not run.is_dir():
+        return []
+    found = [path for path in run.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (step_of(path), path.name.startswith("checkpoint")), reverse=True)
 
 
-def set_aside(run: Path) -> Path | None:
-    """Move the checkpoints of an earlier run out of the way of a new one; returns where to, None without any."""
-    left = checkpoints(run)
+def rescues(run: Path) -> list[Path]:
+    """The rescue checkpoints of a run folder, newest first."""
+    return [path for path in checkpoints(run) if path.name.startswith("rescue")]
+
+
+def is_unfinished(run: Path) -> bool:
+    """Whether a run was stopped there that can go on: the summary is the last thing a run writes."""
+    return not (run / SUMMARY).exists() and any(problem(path) is None for path in checkpoints(run))
+
+
+def set_aside(run: Path, beyond: int = -1) -> Path | None:
+    """Move what an earlier run left beyond a step out of the way of the run that begins there.
+
+    Its checkpoints, damaged ones too: they would count as the newest ones of the new run. Of a run that begins at 0,
+    also the log and the summary. Returns where to, None without any checkpoint.
+    """
+    left = [path for path in checkpoints(run) if step_of(path) > beyond]
     if not left:
         return None
     number = 1
     while (place := run / f"earlier-{number}").exists():
         number += 1
     place.mkdir()
-    for checkpoint in left:
-        checkpoint.rename(place / checkpoint.name)
+    more = [run / SUMMARY, run / LOG] if beyond < 0 else []
+    for path in (*left, *(path for path in more if path.exists())):
+        path.rename(place / path.name)
     return place
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    """The step of a checkpoint, by its name; of one that was given another name, by its manifest.
+
+    Raises:
+        CheckpointError: neither says.
+    """
+    name = NAME.fullmatch(checkpoint.name)
+    if name:
+        return int(name[2])
+    try:
+        return int(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"'{checkpoint}' is not a checkpoint: a folder checkpoint-N, or one with a {MANIFEST}, was expected."
+        ) from None
 
 
 def resolve_resume(request: bool | str | None, run: Path) -> Path | None:

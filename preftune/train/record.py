@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-LOG = "log.jsonl"
+from preftune.train.checkpoint import LOG
+
 SHOWN = {  # key -> what the terminal calls it
     "loss": "loss",
     "rewards/accuracies": "accuracy",
@@ -49,7 +49,9 @@ class RunLog(TrainerCallback):
         self.spent = kept[-1]["seconds"] if kept else 0.0
         self.started = time.perf_counter()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        whole = self.path.with_name(f".{LOG}")  # renamed, so that a kill here loses no line
+        whole.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        whole.replace(self.path)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
@@ -60,8 +62,11 @@ class RunLog(TrainerCallback):
             return
         seconds = round(self.spent + time.perf_counter() - self.started, 3)
         record = {"step": state.global_step, "seconds": seconds, **logs}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("r+", encoding="utf-8") as file:  # not made anew: a folder that is gone must not go unseen
+            file.seek(0, os.SEEK_END)
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -128,36 +133,6 @@ class TerminalProgress(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-
-class SaveOnInterrupt(TrainerCallback):
-    """Ctrl-C ends the run after the step in hand, with a checkpoint; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.previous: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-        self.close()
-        print("Interrupted: saving after this step (once more to stop at once).", file=sys.stderr)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the signal back, also after an error."""
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-            self.previous = None
 
 
 def peak_memory_gib() -> float:

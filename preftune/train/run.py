@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -22,7 +24,7 @@ from transformers.utils import logging as hf_logging
 from preftune import __version__
 from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
-from preftune.errors import RecipeError
+from preftune.errors import CheckpointError, Interrupted, RecipeError
 from preftune.model.heads import save_value_head
 from preftune.objectives import load_objective
 from preftune.objectives.base import Reads
@@ -30,15 +32,27 @@ from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_bat
 from preftune.recipe.guards import bf16_guard, guard_rails
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.card import write_card
-from preftune.train.checkpoint import resolve_resume, set_aside, step_of
+from preftune.train.checkpoint import (
+    LOG,
+    SUMMARY,
+    checkpoints,
+    is_unfinished,
+    rescues,
+    resolve_resume,
+    set_aside,
+    step_of,
+)
 from preftune.train.data import load_groups
+from preftune.train.identity import run_settings
+from preftune.train.interrupt import SaveOnInterrupt
 from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
 from preftune.train.plots import plot_log
-from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
+from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.stream import GroupStream
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard_trackers, usable_trackers
 from preftune.train.trainer import PreferenceTrainer
+from preftune.train.trouble import check_room, check_writable, said_plainly
 from preftune.types import TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -55,8 +69,17 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     Raises:
         PreftuneError: the recipe, the data, the model or a checkpoint is wrong; nothing is written before the data and
             the model have been read.
-        KeyboardInterrupt: the user stopped the run; a checkpoint was saved.
+        TrainingError: something from outside ended it: the disk, another process, memory.
+        Interrupted: the user or the system stopped the run; a checkpoint was saved.
     """
+    folder = Path(recipe.output_dir)
+    check_writable(folder)
+    _refuse_to_forget(recipe)
+    with said_plainly(folder):
+        return _train(recipe, callbacks)
+
+
+def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, Any]:
     started = time.perf_counter()
     quiet_transformers()
     if recipe.objective == "ppo":
@@ -98,18 +121,21 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
         master_weights=recipe.master_weights,
+        rescue_minutes=recipe.rescue_minutes,
+        on_nonfinite=recipe.on_nonfinite,
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
+    trainer.settings = run_settings(recipe, args)
     del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     guard_trackers(trainer)
+    if resume is not None:
+        trainer.check_same_run(resume)
+    trainer.accelerator.wait_for_everyone()  # all have looked for the checkpoint before anything is moved
     if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        _open_folder(recipe, folder, resume)
         _announce(recipe, report, trainer)
-        earlier = set_aside(folder) if resume is None else None
-        if earlier is not None:
-            logger.warning("Starting afresh; the checkpoints of an earlier run are now in %s.", earlier)
+        _look_at_the_disk(trainer, folder, recipe.rescue_minutes)
     loop = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -120,7 +146,8 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         interrupt.close()
     loop = time.perf_counter() - loop
     if interrupt.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise KeyboardInterrupt(f"saved; go on with: preftune train {folder}/recipe.yaml resume_from_checkpoint=true")
+        again = f"preftune train {folder}/recipe.yaml resume_from_checkpoint=true"
+        raise Interrupted(f"saved; go on with: {again}", interrupt.exit_code)
     trainer.save_model()
     if trainer.is_world_process_zero() and hasattr(trainer.model, "peft_config"):
         from preftune.model.lora import save_plain_lora  # the extra `lora`
@@ -132,6 +159,8 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     summary = _summary(recipe, trainer, report, done_before, loop, time.perf_counter() - started)
     if trainer.is_world_process_zero():
         write_run_files(recipe, folder, summary)
+        for rescue in rescues(folder):
+            shutil.rmtree(rescue, ignore_errors=True)
     return summary
 
 
@@ -143,6 +172,41 @@ def _train_ppo(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str
     if args.process_index == 0:
         write_run_files(recipe, Path(recipe.output_dir), summary)
     return summary
+
+
+def _refuse_to_forget(recipe: Recipe) -> None:
+    """A run that was stopped is gone on with or left, but not by accident.
+
+    Raises:
+        CheckpointError: there is one, and `resume_from_checkpoint` says nothing of it.
+    """
+    folder, said = Path(recipe.output_dir), recipe.training.get("resume_from_checkpoint")
+    if said is None and is_unfinished(folder):
+        step = step_of(checkpoints(folder)[0])
+        raise CheckpointError(
+            f"'{folder}' holds a run that was stopped after step {step}. Go on with resume_from_checkpoint=true, or "
+            "start afresh with resume_from_checkpoint=false (its checkpoints are set aside)."
+        )
+
+
+def _look_at_the_disk(trainer: PreferenceTrainer, folder: Path, rescue_minutes: float) -> None:
+    args, steps = trainer.args, trainer.args.max_steps
+    if steps <= 0:
+        steps = math.ceil(len(trainer.get_train_dataloader()) * args.num_train_epochs)
+    short = check_room(folder, trainer.model, args, steps, rescue_minutes)
+    if short is not None:
+        logger.warning(short)
+
+
+def _open_folder(recipe: Recipe, folder: Path, resume: Path | None) -> None:
+    """The run folder with the recipe, and without what an earlier run left of the steps to come."""
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = set_aside(folder, -1 if resume is None else step_of(resume))
+    if earlier is not None:
+        begins = "Starting afresh" if resume is None else f"Going on from {resume.name}"
+        logger.warning("%s; later checkpoints of an earlier run are now in %s.", begins, earlier)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 
 
 def _load_training(
@@ -250,7 +314,7 @@ def _summary(
 
 def write_run_files(recipe: Recipe, folder: Path, summary: dict[str, Any]) -> None:
     """summary.json, plots and the model card of a finished run."""
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     plot_log(read_log(folder / LOG), folder / "plots")
     write_card(recipe, folder, summary)
 

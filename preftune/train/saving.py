@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from preftune.errors import CheckpointError, RecipeError
+from preftune import __version__
+from preftune.errors import CheckpointError, RecipeError, TrainingError
 from preftune.model.load import one_line
-from preftune.train.checkpoint import MANIFEST, STAGING, publish, seal, step_of
+from preftune.train.checkpoint import MANIFEST, RESCUES, STAGING, checkpoints, publish, rescues, seal, step_of
+from preftune.train.identity import changed_settings
+from preftune.train.rescue import RescueClock
+from preftune.train.window import ReopenWindow, Window
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +33,13 @@ logger = logging.getLogger(__name__)
 class SealedTrainer(Trainer):
     """Stages, seals and publishes checkpoints (`preftune.train.checkpoint`), and refuses torn or foreign ones.
 
-    A subclass says what the run is (`_identity`), what to look at before a save (`_before_saving`), and what a
-    checkpoint holds beside the Trainer's files (`_save_more`, `_load_more`).
+    A subclass says what the run is (`_identity`), and what a checkpoint holds beside the Trainer's files (`_save_more`,
+    `_load_more`).
     """
 
+    settings: dict[str, Any] = {}  # what a recipe says beside that (`preftune.train.identity.run_settings`)
+    clock: RescueClock | None = None
+    window: Window | None = None  # the logging window of the checkpoint that is saved or loaded
     staging = False
     window_start = 0.0  # of the throughput that is logged; time spent saving is moved out of it
 
@@ -36,14 +47,21 @@ class SealedTrainer(Trainer):
         """What must be the same for a resume to go on with the same run."""
         raise NotImplementedError
 
-    def _before_saving(self) -> None:
-        """Raise where the state is not worth saving."""
+    def _summed(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        raise NotImplementedError
 
     def _save_more(self, folder: Path) -> None:
         """Write further files into a staged checkpoint, in the main process."""
 
     def _load_more(self, checkpoint: Path) -> None:
         """Read them again."""
+
+    def _watch_the_clock(self, rescue_minutes: float) -> None:
+        """Rescue checkpoints, and log lines that a resume does not cut. The clock is asked after other callbacks."""
+        self.clock = RescueClock(rescue_minutes, self.args.device)
+        for callback in (ReopenWindow(self), self.clock):
+            self.add_callback(callback)
 
     @contextmanager
     def _staged(self) -> Iterator[None]:
@@ -88,44 +106,81 @@ class SealedTrainer(Trainer):
             return None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._before_saving()
+        self.window = Window.of(self, self._summed)
         started = time.perf_counter()
         run = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
+        rescue = self.clock is not None and self.clock.saves(self.args, self.state)
+        try:
+            self._write(run, name, rescue, model, trial)
+        except (OSError, RuntimeError, SafetensorError) as cause:
+            if self.args.should_save:
+                shutil.rmtree(run / STAGING, ignore_errors=True)  # room again, for whoever looks
+            raise TrainingError(_not_saved(cause, run, name)) from cause
+        self.window_start += time.perf_counter() - started  # as evaluation, not training throughput
+        if self.args.push_to_hub and not rescue:
+            self._push_from_checkpoint(str(run / name))
+
+    def _write(self, run: Path, name: str, rescue: bool, model: Any, trial: Any) -> None:
         if self.args.should_save:
             shutil.rmtree(run / STAGING, ignore_errors=True)  # what a crash left
         self.accelerator.wait_for_everyone()
-        with self._staged():
-            super()._save_checkpoint(model, trial)
+        best, only_model = self.state.best_model_checkpoint, self.args.save_only_model
+        self.args.save_only_model = only_model and not rescue
+        try:
+            with self._staged():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_only_model = only_model
         if self.args.should_save:
+            self.window.save(run / STAGING / name)
             self._save_more(run / STAGING / name)
-        if self.state.best_model_checkpoint:  # written with the staging path
+        if rescue:
+            self.state.best_model_checkpoint = best
+        elif self.state.best_model_checkpoint:  # written with the staging path
             self.state.best_model_checkpoint = self.state.best_model_checkpoint.replace(f"{os.sep}{STAGING}", "")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._publish(run, name)
+            self._publish(run, name, rescue)
         self.accelerator.wait_for_everyone()
-        self.window_start += time.perf_counter() - started  # as evaluation, not training throughput
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run / name))
 
-    def _publish(self, run: Path, name: str) -> None:
-        staged = run / STAGING / name
-        if self.state.best_model_checkpoint:
+    def _publish(self, run: Path, name: str, rescue: bool) -> None:
+        staged, step = run / STAGING / name, self.state.global_step
+        if self.state.best_model_checkpoint or rescue:
             self.state.save_to_json(str(staged / "trainer_state.json"))
-        seal(staged, {"step": self.state.global_step, "run": self._identity()})
-        publish(staged, run / name)
-        rotate_checkpoints(
-            output_dir=str(run),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=False,
-        )
+        seal(staged, self._facts())
+        publish(staged, run / (f"rescue-{step}" if rescue else name))
+        spare = rescues(run)[RESCUES:]
+        if not rescue:
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+            spare = [] if self.args.save_only_model else [path for path in rescues(run) if step_of(path) <= step]
+        for path in spare:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _facts(self) -> dict[str, Any]:
+        names = ("torch", "transformers", "accelerate")
+        return {
+            "step": self.state.global_step,
+            "run": self._identity(),
+            "settings": self.settings,
+            "processes": self.args.world_size,
+            "versions": {
+                "python": platform.python_version(),
+                "preftune": __version__,
+                **{name: version(name) for name in names},
+            },
+        }
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self._require(checkpoint, "scheduler.pt")
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # they keep theirs in shards and check themselves
             self._require(checkpoint, "optimizer.pt")
+        self.window = None if checkpoint is None else Window.load(Path(checkpoint))
         if checkpoint is not None:
             self._load_more(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -135,9 +190,9 @@ class SealedTrainer(Trainer):
         self._require(checkpoint, f"rng_state_{self.args.process_index}.pth" if ranked else "rng_state.pth")
         super()._load_rng_state(checkpoint)
 
-    def _check_same_run(self, checkpoint: Path) -> None:
+    def check_same_run(self, checkpoint: Path) -> None:
         """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
-        check_same_run(checkpoint, self._identity())
+        check_same_run(checkpoint, self._identity(), self.settings)
 
     def _require(self, checkpoint: str | None, name: str) -> None:
         if checkpoint is not None and not (Path(checkpoint) / name).is_file():
@@ -148,8 +203,8 @@ class SealedTrainer(Trainer):
             )
 
 
-def check_same_run(checkpoint: Path, now: dict[str, Any]) -> None:
-    """Refuse to go on where what a run is (`now`) is not what the checkpoint's manifest says.
+def check_same_run(checkpoint: Path, now: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    """Refuse to go on where what a run is (`now`), or its settings, are not what the checkpoint's manifest says.
 
     Raises:
         CheckpointError: with what has changed.
@@ -157,10 +212,27 @@ def check_same_run(checkpoint: Path, now: dict[str, Any]) -> None:
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return  # not one of ours; whoever reads it decides
-    saved = json.loads(manifest.read_text(encoding="utf-8")).get("run", {})
-    changed = [f"{key} {saved[key]!r} then, {now[key]!r} now" for key in now if key in saved and saved[key] != now[key]]
+    facts = json.loads(manifest.read_text(encoding="utf-8"))
+    changed = [
+        *changed_settings(facts.get("run", {}), now),
+        *changed_settings(facts.get("settings", {}), settings or {}),
+    ]
     if changed:
         raise CheckpointError(
             f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
             "with model_name_or_path set to it."
         )
+
+
+def _not_saved(cause: Exception, run: Path, name: str) -> str:
+    """What could not be written and why, and what is there to go on from."""
+    left = checkpoints(run)
+    intact = f"{left[0].name} and what is older are intact" if left else "there is no earlier checkpoint"
+    try:
+        room = f"{shutil.disk_usage(run).free / 2**30:.1f} GiB are free"
+    except OSError:
+        room = "the folder is gone"
+    return (
+        f"{name} could not be written to '{run}' ({one_line(cause)}; {room}); {intact}. Make room or mend the folder, "
+        "and go on with resume_from_checkpoint=auto."
+    )

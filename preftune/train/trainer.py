@@ -38,13 +38,15 @@ from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
+from preftune.train.nonfinite import FiniteGuard, check_action
 from preftune.train.passes import RunningMean, check_row_weights, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
+from preftune.train.redo import StepInMemory
 from preftune.train.saving import SealedTrainer
 from preftune.train.step import Packing, StepLoss, micro_batch_loss, step_counts
 from preftune.train.stream import GroupStream, Mark, StreamSource
-from preftune.types import Origin, PackedBatch, ResponseLogps, Step, TokenizedGroup
+from preftune.types import PackedBatch, ResponseLogps, Step, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 OVERRIDDEN = frozenset(
@@ -77,6 +79,8 @@ class PreferenceTrainer(SealedTrainer):
         share_prompt: False repeats the prompt before every response.
         keep_dropout: leave the model's dropout on.
         master_weights: keep float32 masters of low-precision weights.
+        rescue_minutes: between checkpoints by the clock (`preftune.train.rescue`); 0 takes none.
+        on_nonfinite: `stop` at a step that is not finite, or `skip` it (`preftune.train.nonfinite`).
         kwargs: what `Trainer` takes: callbacks, optimizers, ...
     """
 
@@ -101,6 +105,8 @@ class PreferenceTrainer(SealedTrainer):
         share_prompt: bool = True,
         keep_dropout: bool = False,
         master_weights: bool = True,
+        rescue_minutes: float = 15,
+        on_nonfinite: str = "stop",
         **kwargs: Any,
     ) -> None:
         built = load_objective(objective) if isinstance(objective, str) else objective
@@ -114,12 +120,13 @@ class PreferenceTrainer(SealedTrainer):
         self.share_prompt, self.master_weights = share_prompt, master_weights
         self.metrics, self.running = MetricSums(), RunningMean()
         self.window_start = time.perf_counter()
-        self.unchecked: list[tuple[Tensor, tuple[Origin, ...]]] = []
-        self.last_grad_norm: Tensor | float | None = None
+        self.guard, self.in_memory = FiniteGuard(self, on_nonfinite), StepInMemory(self)
         if not keep_dropout:
             disable_dropout(model)
         policy = self._checked_policy(model, args, road)
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self._watch_the_clock(rescue_minutes)
+        check_action(self)
         self.reference: Reference | None = None
         first = self._stream.first if self._stream else self.train_dataset or ()
         for groups in (first, *self._eval_sets().values()):
@@ -186,15 +193,13 @@ class PreferenceTrainer(SealedTrainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> Any:
-        self.unchecked, self.last_grad_norm = [], None
         self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
+        self.guard.seen, self.guard.skipped = [], 0
         if isinstance(resume_from_checkpoint, str):
-            self._check_same_run(Path(resume_from_checkpoint))
+            self.check_same_run(Path(resume_from_checkpoint))
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        self._refuse_non_finite()
-        return result
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     # data
 
@@ -251,13 +256,18 @@ class PreferenceTrainer(SealedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
     ) -> tuple[list[Step], None]:
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would take one step more
+            self.control.should_training_stop = True
+            return [], None
         return [open_step(item) for item in islice(epoch_iterator, num_batches)], None
 
     # one optimizer step
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
-        self._refuse_non_finite()
         model.train()
+        return self.in_memory(lambda step: self._accumulate(model, step), inputs)
+
+    def _accumulate(self, model: Any, inputs: Step) -> Tensor:
         accelerator, device = self.accelerator, self.args.device
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         every = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
@@ -275,7 +285,7 @@ class PreferenceTrainer(SealedTrainer):
             total += loss.detach() * ranks
             output = self.metrics.add(batch, policy, self.loss)
             self.running.add(output, batch)
-            self.unchecked.append((policy.sums, batch.origins))
+            self.guard.note(batch, policy.sums)
         if self.loss.objective.baseline == Baseline.RUNNING:
             self.running.close_step(self._summed)
         return total
@@ -296,34 +306,13 @@ class PreferenceTrainer(SealedTrainer):
                 summed=self._summed,
             )
 
-    def _refuse_non_finite(self) -> None:
-        """Stop on a log-prob or gradient that is not a number. Reads what the last step left behind."""
-        unchecked, self.unchecked = self.unchecked, []
-        norm, self.last_grad_norm = self.last_grad_norm, None
-        if not unchecked:
-            return
-        if torch.stack([sums.sum() for sums, _ in unchecked]).isfinite().all():
-            if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps
-                raise TrainingError(
-                    f"The gradient became non-finite at step {self.state.global_step}, with finite log-probs. Lower "
-                    "the learning rate, or use float32 or bf16; checkpoints before this step are intact."
-                )
-            return
-        rows = [str(rows[i]) for sums, rows in unchecked for i in (~sums.isfinite()).any(1).nonzero()[:, 0].tolist()]
-        raise TrainingError(
-            f"Log-probs became non-finite at step {self.state.global_step}, in {len(rows)} groups: "
-            f"{', '.join(rows[:5])}. Lower the learning rate or look at these rows; the last checkpoint is intact."
-        )
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self.last_grad_norm = super()._get_grad_norm(model, grad_norm)
-        return self.last_grad_norm
+        return self.guard.check(model, super()._get_grad_norm(model, grad_norm))
 
     # logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.metrics.sums is not None:
-            self._refuse_non_finite()
             now = time.perf_counter()
             tokens = int(self._summed(torch.tensor([self.metrics.tokens], dtype=torch.float64)).item())
             self.state.num_input_tokens_seen += tokens
@@ -395,9 +384,6 @@ class PreferenceTrainer(SealedTrainer):
         return super().create_optimizer(model)
 
     # checkpoints
-
-    def _before_saving(self) -> None:
-        self._refuse_non_finite()
 
     def _save_more(self, folder: Path) -> None:
         if self.loss.objective.baseline == Baseline.RUNNING:

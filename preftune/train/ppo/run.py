@@ -18,17 +18,19 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from preftune import __version__
 from preftune.data.plan import Cut
+from preftune.errors import Interrupted
 from preftune.objectives.ppo import PPO
 from preftune.recipe import Recipe, describe_objective
 from preftune.recipe.guards import guard_rails
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
-from preftune.train.checkpoint import resolve_resume, set_aside
+from preftune.train.checkpoint import LOG, resolve_resume, set_aside, step_of
+from preftune.train.interrupt import SaveOnInterrupt
 from preftune.train.models import check_fits
 from preftune.train.ppo.loop import PPOTrainer
 from preftune.train.ppo.models import Models, load_models
 from preftune.train.ppo.prompts import Prompt, load_prompts
 from preftune.train.ppo.sampling import ending_tokens
-from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
+from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard
 from preftune.types import TokenizedGroup
@@ -41,7 +43,7 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
 
     Raises:
         PreftuneError: the recipe, the data, a model or a checkpoint is wrong; nothing is written before all are read.
-        KeyboardInterrupt: the user stopped the run; a checkpoint was saved.
+        Interrupted: the user or the system stopped the run; a checkpoint was saved.
     """
     started = time.perf_counter()
     ppo = recipe.build_objective()
@@ -81,7 +83,7 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
         if earlier is not None:
             logger.warning("Starting afresh; the checkpoints of an earlier run are now in %s.", earlier)
     loop = time.perf_counter()
-    done_before = 0 if resume is None else int(resume.name.removeprefix("checkpoint-"))
+    done_before = 0 if resume is None else step_of(resume)
     try:
         state = trainer.train(resume)
     finally:
@@ -89,7 +91,8 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
         interrupt.close()
     loop = time.perf_counter() - loop
     if interrupt.asked and state.global_step < state.max_steps:
-        raise KeyboardInterrupt(f"saved; go on with: preftune train {folder}/recipe.yaml resume_from_checkpoint=true")
+        again = f"preftune train {folder}/recipe.yaml resume_from_checkpoint=true"
+        raise Interrupted(f"saved; go on with: {again}", interrupt.exit_code)
     if state.is_world_process_zero:
         trainer.save_model(folder)
         if hasattr(models.policy, "peft_config"):
