@@ -95,6 +95,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
         master_weights=recipe.master_weights,
+        optimizer_state=recipe.optimizer_state,
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     del reference  # the trainer drops it once its log-probs are precomputed

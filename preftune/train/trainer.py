@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.data.plan import Cut
@@ -35,8 +35,9 @@ from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
-from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
+from preftune.train.moments import MomentType
+from preftune.train.optimizer import choose_optimizer
 from preftune.train.passes import RunningMean, check_row_weights, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
@@ -75,7 +76,7 @@ class PreferenceTrainer(SealedTrainer):
         road: `auto`, `packed` or `padded`.
         share_prompt: False repeats the prompt before every response.
         keep_dropout: leave the model's dropout on.
-        master_weights: keep float32 masters of low-precision weights.
+        master_weights, optimizer_state: of low-precision weights and of the moments; see `preftune.train.optimizer`.
         kwargs: what `Trainer` takes: callbacks, optimizers, ...
     """
 
@@ -99,7 +100,8 @@ class PreferenceTrainer(SealedTrainer):
         road: str = "auto",
         share_prompt: bool = True,
         keep_dropout: bool = False,
-        master_weights: bool = True,
+        master_weights: bool | str = True,
+        optimizer_state: MomentType = "float32",
         **kwargs: Any,
     ) -> None:
         built = load_objective(objective) if isinstance(objective, str) else objective
@@ -110,7 +112,7 @@ class PreferenceTrainer(SealedTrainer):
         train_dataset = to_groups(train_dataset, "train_dataset", built, tokenizer, **limits)
         eval_dataset = to_groups(eval_dataset, "eval_dataset", built, tokenizer, **limits)
         self.cut = cut or Cut(max_tokens=default_micro_batch_tokens(args.device))
-        self.share_prompt, self.master_weights = share_prompt, master_weights
+        self.share_prompt, self.master_weights, self.optimizer_state = share_prompt, master_weights, optimizer_state
         self.metrics, self.running = MetricSums(), RunningMean()
         self.window_start = time.perf_counter()
         self.unchecked: list[tuple[Tensor, tuple[Origin, ...]]] = []
@@ -374,21 +376,10 @@ class PreferenceTrainer(SealedTrainer):
     # optimizer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        low = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters() if p.requires_grad)
-        if low and self.optimizer is None and self.optimizer_cls_and_kwargs is None:
-            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-            if not self.master_weights:
-                logger.warning(
-                    "Weights are trained in low precision without a float32 master (master_weights: false): at a "
-                    "learning rate of %g most of them will not move.",
-                    self.args.learning_rate,
-                )
-            elif issubclass(kind, torch.optim.AdamW):
-                self.optimizer_cls_and_kwargs = MasterAdamW, kwargs
-            else:
-                raise RecipeError(
-                    f"optim {self.args.optim!r} cannot keep float32 masters. Use adamw_torch or torch_dtype: float32."
-                )
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            asked = self.master_weights, self.optimizer_state
+            self.optimizer_cls_and_kwargs = choose_optimizer(self.model, self.args, *asked, sharded=sharded)
         return super().create_optimizer(model)
 
     # checkpoints
