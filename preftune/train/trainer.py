@@ -33,6 +33,7 @@ from preftune.model.reference import FrozenModel, Reference, own_reference
 from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.finite import FiniteWatch
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.metrics import MetricSums
@@ -44,7 +45,7 @@ from preftune.train.raw import to_arguments, to_groups
 from preftune.train.saving import SealedTrainer
 from preftune.train.step import Packing, StepLoss, micro_batch_loss, step_counts
 from preftune.train.stream import GroupStream, Mark, StreamSource
-from preftune.types import Origin, PackedBatch, ResponseLogps, Step, TokenizedGroup
+from preftune.types import PackedBatch, ResponseLogps, Step, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 OVERRIDDEN = frozenset(
@@ -115,8 +116,7 @@ class PreferenceTrainer(SealedTrainer):
         self.share_prompt, self.master_weights, self.optimizer_state = share_prompt, master_weights, optimizer_state
         self.metrics, self.running = MetricSums(), RunningMean()
         self.window_start = time.perf_counter()
-        self.unchecked: list[tuple[Tensor, tuple[Origin, ...]]] = []
-        self.last_grad_norm: Tensor | float | None = None
+        self.watch = FiniteWatch(gradients=not args.fp16)
         if not keep_dropout:
             disable_dropout(model)
         policy = self._checked_policy(model, args, road)
@@ -187,7 +187,7 @@ class PreferenceTrainer(SealedTrainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> Any:
-        self.unchecked, self.last_grad_norm = [], None
+        self.watch = FiniteWatch(gradients=not self.args.fp16)
         self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
         if isinstance(resume_from_checkpoint, str):
             self._check_same_run(Path(resume_from_checkpoint))
@@ -250,12 +250,15 @@ class PreferenceTrainer(SealedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
     ) -> tuple[list[Step], None]:
-        return [open_step(item) for item in islice(epoch_iterator, num_batches)], None
+        steps = [open_step(item) for item in islice(epoch_iterator, num_batches)]
+        for step in steps:
+            check_row_weights(self.loss.objective, step)  # of a stream nothing was known before
+        return steps, None
 
     # one optimizer step
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
-        self._refuse_non_finite()
+        self._refuse_non_finite(wait=False)
         model.train()
         accelerator, device = self.accelerator, self.args.device
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -274,7 +277,7 @@ class PreferenceTrainer(SealedTrainer):
             total += loss.detach() * ranks
             output = self.metrics.add(batch, policy, self.loss)
             self.running.add(output, batch)
-            self.unchecked.append((policy.sums, batch.origins))
+            self.watch.add(policy.sums, batch.origins)
         if self.loss.objective.baseline == Baseline.RUNNING:
             self.running.close_step(self._summed)
         return total
@@ -295,28 +298,13 @@ class PreferenceTrainer(SealedTrainer):
                 summed=self._summed,
             )
 
-    def _refuse_non_finite(self) -> None:
-        """Stop on a log-prob or gradient that is not a number. Reads what the last step left behind."""
-        unchecked, self.unchecked = self.unchecked, []
-        norm, self.last_grad_norm = self.last_grad_norm, None
-        if not unchecked:
-            return
-        if torch.stack([sums.sum() for sums, _ in unchecked]).isfinite().all():
-            if norm is not None and not self.args.fp16 and not math.isfinite(norm):  # fp16 skips such steps
-                raise TrainingError(
-                    f"The gradient became non-finite at step {self.state.global_step}, with finite log-probs. Lower "
-                    "the learning rate, or use float32 or bf16; checkpoints before this step are intact."
-                )
-            return
-        rows = [str(rows[i]) for sums, rows in unchecked for i in (~sums.isfinite()).any(1).nonzero()[:, 0].tolist()]
-        raise TrainingError(
-            f"Log-probs became non-finite at step {self.state.global_step}, in {len(rows)} groups: "
-            f"{', '.join(rows[:5])}. Lower the learning rate or look at these rows; the last checkpoint is intact."
-        )
+    def _refuse_non_finite(self, wait: bool = True) -> None:
+        """Stop on a log-prob or gradient that is not a number; see `preftune.train.finite`."""
+        self.watch.refuse_non_finite(self.state.global_step, wait=wait)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self.last_grad_norm = super()._get_grad_norm(model, grad_norm)
-        return self.last_grad_norm
+        self.watch.norm = super()._get_grad_norm(model, grad_norm)
+        return self.watch.norm
 
     # logs
 

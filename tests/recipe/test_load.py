@@ -145,7 +145,7 @@ SCHEMA_VALUES = {
     "torch_dtype": "bfloat16",
     "attn_implementation": "eager",
     "trust_remote_code": True,
-    "master_weights": "split",
+    "master_weights": False,
     "optimizer_state": "8bit",
     "freeze": ["embeddings", "layers.0-1"],
     "load_in_4bit": True,
