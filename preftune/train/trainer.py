@@ -26,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.data.plan import Cut
 from preftune.errors import RecipeError, TrainingError
+from preftune.model.head_gradient import straight_into_grad
 from preftune.model.heads import to_scorer
 from preftune.model.load import disable_dropout
 from preftune.model.policy import to_policy
@@ -269,7 +270,8 @@ class PreferenceTrainer(SealedTrainer):
         for number, batch in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last or deepspeed or every else accelerator.no_sync(model):
+            alone = nullcontext() if last or deepspeed or every else accelerator.no_sync(model)
+            with alone, straight_into_grad(ranks == 1 and accelerator.scaler is None):
                 with self.compute_loss_context_manager():
                     loss, policy = micro_batch_loss(model, batch, self.loss, counts)
                 # engines average over ranks; the step's loss is a sum of shares
