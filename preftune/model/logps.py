@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from preftune.model.head_gradient import grad_dtype_of, takes_sums
+
 TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 SWEEP_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # float32 logits of a sweep; on CPU what stays in the cache of a core
 
@@ -65,14 +67,23 @@ def _swept_rows(x: Tensor) -> int:
 class _Head:
     """The head for the length of one forward or backward: operands in the compute type, sums in float32 or wider."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, transform: HeadTransform, compute: torch.dtype) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: HeadTransform,
+        compute: torch.dtype,
+        straight: bool = False,
+    ) -> None:
         self.compute = compute
         self.weight = weight.detach().to(compute)
         self.bias = None if bias is None else bias.detach()
         self.transform = transform
         self.wide = torch.float64 if compute == torch.float64 else torch.float32
         self.trains_weight = weight.requires_grad
-        self.grad_weight: Tensor | None = None  # made by the first tile: a [V, D] of zeros would cost a pass over it
+        self.straight = straight  # into weight.grad; see head_gradient.py
+        # made by the first tile: a [V, D] of zeros would cost a pass over it
+        self.grad_weight: Tensor | None = weight.grad if straight else None
         self.grad_bias = torch.zeros_like(bias, dtype=self.wide) if bias is not None and bias.requires_grad else None
 
     def swept_tile(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,9 +141,9 @@ class _Head:
                 self.grad_weight[words].add_(product)
 
     def parameter_gradients(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        # a weight that takes its gradient in float32 (train/master.py) gets it unrounded
-        asked = (getattr(weight, "grad_dtype", None) if weight.is_leaf else None) or weight.dtype
-        grad_weight = None if self.grad_weight is None else self.grad_weight.to(asked)
+        if self.straight:
+            weight.grad, self.grad_weight = self.grad_weight, None
+        grad_weight = None if self.grad_weight is None else self.grad_weight.to(grad_dtype_of(weight))
         return grad_weight, None if self.grad_bias is None or bias is None else self.grad_bias.to(bias.dtype)
 
 
@@ -174,15 +185,15 @@ class _ChunkedLogps(torch.autograd.Function):
             for part in _tiles(0, states.shape[0], rows):
                 logps[part] = head.swept_tile(states[part], targets[part])[1]
         ctx.save_for_backward(states, weight, bias, targets)
-        ctx.options = transform, rows, compute
+        ctx.options = transform, rows, compute, takes_sums(weight, head.wide)  # asked here: backward has its own thread
         return logps
 
     @staticmethod
     def backward(ctx, grad):
         states, weight, bias, targets = ctx.saved_tensors
-        transform, rows, compute = ctx.options
+        transform, rows, compute, straight = ctx.options
         with torch.autocast(states.device.type, enabled=False):
-            head = _Head(weight, bias, transform, compute)
+            head = _Head(weight, bias, transform, compute, straight)
             grad_states = torch.empty_like(states)
             for part in _tiles(0, states.shape[0], rows):
                 tile, _ = head.swept_tile(states[part], targets[part])
@@ -235,7 +246,8 @@ class _FusedGroupLoss(torch.autograd.Function):
     def forward(ctx, states, weight, bias, targets, transform, owner, responses, rows_per_group, group_loss, rows):
         compute = compute_dtype(states.device.type, states.dtype)
         with torch.autocast(states.device.type, enabled=False):
-            head = _Head(weight, bias, transform, compute)
+            wide = torch.float64 if compute == torch.float64 else torch.float32
+            head = _Head(weight, bias, transform, compute, straight=takes_sums(weight, wide))
             walk = _GroupWalk(head, states.detach(), targets, owner, rows)
             sums = torch.zeros(len(rows_per_group) * responses, dtype=head.wide, device=states.device)
             loss = torch.zeros((), dtype=head.wide, device=states.device)
@@ -243,6 +255,7 @@ class _FusedGroupLoss(torch.autograd.Function):
             for span, groups in _spans(rows_per_group, rows):
                 members = slice(groups.start * responses, groups.stop * responses)
                 loss += walk.span(span, groups, members, sums[members], group_loss, grad_states)
+        ctx.straight = head.straight
         ctx.gradients = (grad_states, *head.parameter_gradients(weight, bias))
         sums = sums.view(-1, responses)
         ctx.mark_non_differentiable(sums)
@@ -252,6 +265,8 @@ class _FusedGroupLoss(torch.autograd.Function):
     def backward(ctx, grad, _):
         gradients, ctx.gradients = ctx.gradients, None  # consumed in place: a second backward must fail, not be wrong
         if grad.device.type != "cpu" or grad.item() != 1.0:  # reading a GPU's scalar would cost more than the products
+            if ctx.straight and grad.device.type == "cpu":
+                raise RuntimeError("the loss was scaled before backward, inside straight_into_grad()")
             gradients = tuple(None if kept is None else kept.mul_(grad.to(kept.dtype)) for kept in gradients)
         return *gradients, *[None] * 7
 

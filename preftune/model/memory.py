@@ -5,8 +5,8 @@ Counted, in bytes a parameter or token:
     weights       4 in float32, 2 in bfloat16; 1 or about 0.55 (scales included) for layers in 8 or 4 bits
     cast weights  2, where autocast (bf16, fp16) keeps a copy of float32 weights in the compute type
     gradients     4 of what trains; 2 for bfloat16 without a master
-    master        4 of what trains in bfloat16
-    moments       8 of what trains (AdamW), 4 for bfloat16 without a master
+    master        4 of what trains in bfloat16, 2 for the low words of a split one
+    moments       8 of what trains (AdamW), 4 in bfloat16 or for bfloat16 without a master, 2 in 8 bits (scales: 1/32)
     reference     the weights once more, for an objective that keeps a frozen copy
     activations   of one micro-batch of T tokens: what a layer keeps for backward, T x (24 D + c (3 Q + 3 KV + 4 I))
                   bytes (c those of the compute type, D hidden, Q and KV widths of the queries and of the keys or
@@ -74,14 +74,27 @@ class Precision:
 
     Args:
         weights: type of the weights; compute: that of the forward pass.
-        master: a float32 copy of low-precision weights is stepped.
+        master: a float32 master of low-precision weights is stepped: a copy (True), or one split into words ("split").
+        state: of the optimizer: float32, bfloat16 or 8bit.
         bits: 4 or 8 for quantised linear layers, else None.
     """
 
     weights: torch.dtype = torch.float32
     compute: torch.dtype = torch.float32
-    master: bool = True
+    master: bool | str = True
     bits: int | None = None
+    state: str = "float32"
+
+    @property
+    def master_bytes(self) -> int:
+        """Of a trained low-precision weight, beside it; small moments take the master that is split."""
+        split = self.master == "split" or self.state != "float32"
+        return (2 if split else 4) if self.master else 0
+
+    @property
+    def moment_bytes(self) -> float:
+        """Of a weight in float32, or with a master."""
+        return {"float32": 8, "bfloat16": 4, "8bit": 2 + 1 / 32}[self.state]
 
 
 def load_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PretrainedConfig | None:
@@ -146,14 +159,15 @@ def estimate_memory(
     weights = _weight_bytes(model, total - full_trained, precision) + full_trained * 4
     casts = precision.compute.itemsize < precision.weights.itemsize
     stepped = 4 if precision.master else 2
+    low_moments = precision.moment_bytes if precision.master else 4
     return MemoryEstimate(
         parameters=total,
         trainable=trainable,
         weights=weights / GIB,
         cast_weights=total * precision.compute.itemsize / GIB if casts and precision.bits is None else 0.0,
         gradients=(full_trained * 4 + low_trained * stepped) / GIB,
-        master=low_trained * 4 / GIB if precision.master else 0.0,
-        moments=2 * (full_trained * 4 + low_trained * stepped) / GIB,
+        master=low_trained * precision.master_bytes / GIB,
+        moments=(full_trained * precision.moment_bytes + low_trained * low_moments) / GIB,
         reference=total * precision.weights.itemsize / GIB if copies_reference else 0.0,
         activations=tokens * _activation_bytes(config, precision.compute.itemsize, checkpointing) / GIB,
     )

@@ -139,6 +139,17 @@ def _check_precision(recipe: Recipe) -> None:
     for key, other in (("bf16", "float16"), ("fp16", "bfloat16")):
         if training.get(key) and recipe.torch_dtype == other:
             raise RecipeError(f"'torch_dtype' {other} and '{key}' true disagree. Keep one of them.")
+    if recipe.master_weights == "split" and recipe.torch_dtype not in ("bfloat16", "auto"):
+        said = "null" if recipe.torch_dtype is None else recipe.torch_dtype
+        raise RecipeError(
+            f"'master_weights' split has no effect: only bfloat16 weights are halves of a float32 master, and "
+            f"torch_dtype is {said}. Set torch_dtype: bfloat16, or leave it out."
+        )
+    if recipe.optimizer_state != "float32" and recipe.master_weights is False and recipe.torch_dtype == "bfloat16":
+        raise RecipeError(
+            f"'optimizer_state' {recipe.optimizer_state} needs a master of bfloat16 weights: rounded moments and "
+            "rounded weights do not learn. Set master_weights: split."
+        )
 
 
 def _check_evaluation(recipe: Recipe) -> None:

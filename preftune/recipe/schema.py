@@ -25,6 +25,7 @@ from preftune.recipe.training import training_defaults
 
 Road = Literal["auto", "packed", "padded"]
 SftNormalization = Literal["token", "sequence", "sum"]
+MomentType = Literal["float32", "bfloat16", "8bit"]
 
 # The keys that are fields of Recipe, in the order in which a recipe is written.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -36,6 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "attn_implementation",
         "trust_remote_code",
         "master_weights",
+        "optimizer_state",
         "freeze",
         "load_in_4bit",
         "load_in_8bit",
@@ -106,7 +108,9 @@ class Recipe:
         torch_dtype: the precision of computing: null, auto, float32, bfloat16 or float16.
         attn_implementation: attention of the padded road; null leaves it to transformers.
         trust_remote_code: run model code that comes with the weights.
-        master_weights: keep float32 weights whatever `torch_dtype` says.
+        master_weights: keep float32 weights whatever `torch_dtype` says: true, in the optimizer (4 bytes a parameter
+            beside bfloat16 weights); split, the same numbers as bfloat16 weight and low word (2 bytes); false, none.
+        optimizer_state: how AdamW keeps its two moments: float32, bfloat16 or 8bit (8, 4 or 2 bytes a parameter).
         freeze: parts that are not trained: embeddings, head, norm, layers.0-7, or the beginning of parameter names.
         load_in_4bit, load_in_8bit: hold the base model quantised under an adapter (QLoRA).
         bnb_4bit_quant_type: nf4 or fp4.
@@ -177,7 +181,8 @@ class Recipe:
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
-    master_weights: bool = True
+    master_weights: bool | Literal["split"] = True
+    optimizer_state: MomentType = "float32"
     freeze: list[str] | None = None
     load_in_4bit: bool = False
     load_in_8bit: bool = False

@@ -313,7 +313,8 @@ def _precision(recipe: Recipe, config: PretrainedConfig) -> Precision:
     weights = torch.float32 if weights == torch.float16 else weights
     half = recipe.training.get("bf16") or recipe.training.get("fp16") or recipe.torch_dtype == "float16"
     bits = 4 if recipe.load_in_4bit else 8 if recipe.load_in_8bit else None
-    return Precision(weights, torch.bfloat16 if half else weights, recipe.master_weights, bits)
+    compute = torch.bfloat16 if half else weights
+    return Precision(weights, compute, recipe.master_weights, bits, recipe.optimizer_state)
 
 
 def _copies_reference(recipe: Recipe) -> bool:

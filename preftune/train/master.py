@@ -14,6 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def take_float32_gradients(parameter: Tensor) -> None:
+    """Let a low-precision parameter take its gradient unrounded, where no engine's buckets hold it in its own type."""
+    if not (dist.is_available() and dist.is_initialized()):
+        parameter.grad_dtype = torch.float32
+
+
 class MasterAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` on float32 masters; the masters are part of the state dict, so a resume is exact.
 
@@ -34,8 +40,7 @@ class MasterAdamW(torch.optim.AdamW):
     def _with_master(self, parameter: Tensor) -> Tensor:
         if parameter.dtype in (torch.float32, torch.float64):
             return parameter
-        if not (dist.is_available() and dist.is_initialized()):
-            parameter.grad_dtype = torch.float32
+        take_float32_gradients(parameter)
         master = parameter.detach().float().requires_grad_()
         self.pairs.append((parameter, master))
         return master

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -50,9 +49,12 @@ class FiniteGuard:
         """
         trainer = self.trainer
         seen, self.seen = self.seen, []
-        sums = torch.stack([sums.sum() for _, sums in seen]).isfinite().all() if seen else True
-        steep = norm is not None and not trainer.args.fp16 and not math.isfinite(norm)  # fp16 leaves such steps out
-        if not agreed(steep or not bool(sums), trainer.args.device):
+        finite = [sums.sum().isfinite() for _, sums in seen]
+        if norm is not None and not trainer.args.fp16:  # fp16 leaves such steps out by itself
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            finite.append(torch.as_tensor(whole, device=trainer.args.device).isfinite())
+        # the one thing that a step reads from the device, when all its gradients are there
+        if not finite or not agreed(~torch.stack(finite).all(), trainer.args.device):
             return norm
         bad = [(batch, ~s.isfinite().all(1)) for batch, s in seen if not s.isfinite().all()]
         rows = [str(batch.origins[i]) for batch, groups in bad for i in groups.nonzero()[:, 0].tolist()]

@@ -123,6 +123,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         master_weights=recipe.master_weights,
         rescue_minutes=recipe.rescue_minutes,
         on_nonfinite=recipe.on_nonfinite,
+        optimizer_state=recipe.optimizer_state,
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     trainer.settings = run_settings(recipe, args)

@@ -17,6 +17,7 @@ from torch import Tensor
 from preftune.data.pack import pack
 from preftune.data.plan import Cut, plan_step
 from preftune.errors import RecipeError
+from preftune.model.head_gradient import straight_into_grad
 from preftune.objectives.base import Objective, Per, Reads
 from preftune.types import Feedback, Layout, ObjectiveOutput, PackedBatch, ResponseLogps, Step, TokenizedGroup
 
@@ -196,8 +197,9 @@ def run_step(model: Any, step: Step, loss: StepLoss) -> Tensor:
     counts = step_counts(step)
     total: Tensor | None = None
     for batch in step.micro_batches:
-        share, _ = micro_batch_loss(model, batch, loss, counts)
-        share.backward()
+        with straight_into_grad():
+            share, _ = micro_batch_loss(model, batch, loss, counts)
+            share.backward()
         total = share.detach() if total is None else total + share.detach()
     assert total is not None  # a step has at least one group
     return total

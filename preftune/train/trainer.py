@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.data.plan import Cut
 from preftune.errors import RecipeError, TrainingError
+from preftune.model.head_gradient import straight_into_grad
 from preftune.model.heads import to_scorer
 from preftune.model.load import disable_dropout
 from preftune.model.policy import to_policy
@@ -36,9 +37,10 @@ from preftune.train.arguments import PreferenceArguments, default_micro_batch_to
 from preftune.train.heap import keep_freed_memory
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
-from preftune.train.master import MasterAdamW
 from preftune.train.metrics import MetricSums
+from preftune.train.moments import MomentType
 from preftune.train.nonfinite import FiniteGuard, check_action
+from preftune.train.optimizer import choose_optimizer
 from preftune.train.passes import RunningMean, check_row_weights, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
@@ -78,7 +80,7 @@ class PreferenceTrainer(SealedTrainer):
         road: `auto`, `packed` or `padded`.
         share_prompt: False repeats the prompt before every response.
         keep_dropout: leave the model's dropout on.
-        master_weights: keep float32 masters of low-precision weights.
+        master_weights, optimizer_state: of low-precision weights and of the moments; see `preftune.train.optimizer`.
         rescue_minutes: between checkpoints by the clock (`preftune.train.rescue`); 0 takes none.
         on_nonfinite: `stop` at a step that is not finite, or `skip` it (`preftune.train.nonfinite`).
         kwargs: what `Trainer` takes: callbacks, optimizers, ...
@@ -104,7 +106,8 @@ class PreferenceTrainer(SealedTrainer):
         road: str = "auto",
         share_prompt: bool = True,
         keep_dropout: bool = False,
-        master_weights: bool = True,
+        master_weights: bool | str = True,
+        optimizer_state: MomentType = "float32",
         rescue_minutes: float = 15,
         on_nonfinite: str = "stop",
         **kwargs: Any,
@@ -117,7 +120,7 @@ class PreferenceTrainer(SealedTrainer):
         train_dataset = to_groups(train_dataset, "train_dataset", built, tokenizer, **limits)
         eval_dataset = to_groups(eval_dataset, "eval_dataset", built, tokenizer, **limits)
         self.cut = cut or Cut(max_tokens=default_micro_batch_tokens(args.device))
-        self.share_prompt, self.master_weights = share_prompt, master_weights
+        self.share_prompt, self.master_weights, self.optimizer_state = share_prompt, master_weights, optimizer_state
         self.metrics, self.running = MetricSums(), RunningMean()
         self.window_start = time.perf_counter()
         self.guard, self.in_memory = FiniteGuard(self, on_nonfinite), StepInMemory(self)
@@ -259,7 +262,10 @@ class PreferenceTrainer(SealedTrainer):
         if self.state.global_step >= self.state.max_steps:  # resumed at the end: the Trainer would take one step more
             self.control.should_training_stop = True
             return [], None
-        return [open_step(item) for item in islice(epoch_iterator, num_batches)], None
+        steps = [open_step(item) for item in islice(epoch_iterator, num_batches)]
+        for step in steps:
+            check_row_weights(self.loss.objective, step)  # of a stream nothing was known before
+        return steps, None
 
     # one optimizer step
 
@@ -277,7 +283,8 @@ class PreferenceTrainer(SealedTrainer):
         for number, batch in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last or deepspeed or every else accelerator.no_sync(model):
+            alone = nullcontext() if last or deepspeed or every else accelerator.no_sync(model)
+            with alone, straight_into_grad(ranks == 1 and accelerator.scaler is None):
                 with self.compute_loss_context_manager():
                     loss, policy = micro_batch_loss(model, batch, self.loss, counts)
                 # engines average over ranks; the step's loss is a sum of shares
@@ -366,21 +373,10 @@ class PreferenceTrainer(SealedTrainer):
     # optimizer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        low = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters() if p.requires_grad)
-        if low and self.optimizer is None and self.optimizer_cls_and_kwargs is None:
-            kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-            if not self.master_weights:
-                logger.warning(
-                    "Weights are trained in low precision without a float32 master (master_weights: false): at a "
-                    "learning rate of %g most of them will not move.",
-                    self.args.learning_rate,
-                )
-            elif issubclass(kind, torch.optim.AdamW):
-                self.optimizer_cls_and_kwargs = MasterAdamW, kwargs
-            else:
-                raise RecipeError(
-                    f"optim {self.args.optim!r} cannot keep float32 masters. Use adamw_torch or torch_dtype: float32."
-                )
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            asked = self.master_weights, self.optimizer_state
+            self.optimizer_cls_and_kwargs = choose_optimizer(self.model, self.args, *asked, sharded=sharded)
         return super().create_optimizer(model)
 
     # checkpoints

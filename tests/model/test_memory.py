@@ -43,6 +43,15 @@ def test_bfloat16_with_a_master_takes_18_bytes_and_without_one_8():
     )
 
 
+@pytest.mark.parametrize(("state", "moments"), [("float32", 8), ("bfloat16", 4), ("8bit", 2 + 2 * 4 / 256)])
+def test_a_split_master_takes_2_bytes_and_small_moments_less_than_8(state, moments):
+    got = estimate(Precision(torch.bfloat16, torch.bfloat16, master="split", state=state))
+    count = got.parameters / GIB
+    assert [got.weights, got.gradients, got.master, got.moments] == pytest.approx(
+        [2 * count, 4 * count, 2 * count, moments * count]
+    )
+
+
 def test_autocast_keeps_a_copy_of_the_weights_and_a_reference_is_the_weights_again():
     got = estimate(Precision(torch.float32, torch.bfloat16), copies_reference=True)
     assert got.cast_weights == pytest.approx(got.weights / 2)

@@ -146,6 +146,7 @@ SCHEMA_VALUES = {
     "attn_implementation": "eager",
     "trust_remote_code": True,
     "master_weights": False,
+    "optimizer_state": "8bit",
     "freeze": ["embeddings", "layers.0-1"],
     "load_in_4bit": True,
     "load_in_8bit": True,
