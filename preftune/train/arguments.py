@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from preftune.errors import RecipeError
+from preftune.train.engines import prepare_environment
 
 
 @dataclass
@@ -26,6 +27,7 @@ class PreferenceArguments(TrainingArguments):
         self.ddp_find_unused_parameters = False
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # under torchrun without it, ranks train apart and exit 0
+        prepare_environment(on_cpu=bool(self.use_cpu))
         super().__post_init__()
         if self.n_gpu > 1:
             raise RecipeError(

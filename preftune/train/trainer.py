@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -33,6 +32,7 @@ from preftune.model.reference import FrozenModel, Reference, own_reference
 from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.engines import asked_engine, check_engine, check_world
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.master import MasterAdamW
@@ -254,6 +254,9 @@ class PreferenceTrainer(SealedTrainer):
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
         self._refuse_non_finite()
+        if not self.engine_seen:
+            check_engine(self.engine, model)
+            self.engine_seen = True
         model.train()
         accelerator, device = self.accelerator, self.args.device
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -432,9 +435,6 @@ class PreferenceTrainer(SealedTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        if asked != self.accelerator.num_processes:
-            raise TrainingError(
-                f"{asked} processes were asked for and {self.accelerator.num_processes} take part; "
-                "the launcher and the trainer disagree about the world. Start with torchrun or accelerate launch."
-            )
+        check_world(self.accelerator)
+        self.engine = asked_engine(self.args)  # looked at again in the first step, when the model is wrapped
+        self.engine_seen = False
