@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
+from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,12 +35,24 @@ def prepare_environment(on_cpu: bool) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed guesses by what is installed
     if _launched("FSDP"):
         os.environ["FSDP_VERSION"] = "2"  # `accelerate launch` writes 1 where its file is silent, and that is retired
+        # the preflight and the reference look at the weights of every rank, and all but the first would have none
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # accelerate's launcher for one process names a port when it was asked for more
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and not _ranked():
         raise RecipeError(
             "accelerate launch was asked for several processes and has started one (on CPU it starts no more). "
             "Start them with NPROC_PER_NODE=N, preftune train --nproc N, or torchrun."
         )
+
+
+def join_deepspeed(args: Any) -> None:
+    """On CPU nobody tells DeepSpeed of the processes before it cuts the first weight, so it would count one."""
+    if args.deepspeed_plugin is None or not args.use_cpu or not _several():
+        return
+    from deepspeed import comm  # the extra `deepspeed`
+
+    if not comm.is_initialized():
+        comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
 def asked_engine(args: Any) -> str:
@@ -100,6 +114,54 @@ def running_engine(model: Any) -> str:
         whole = [name for name, weight in model.named_parameters() if not isinstance(weight, DTensor)]
         return f"FSDP2 that leaves {len(whole)} parameters whole ({whole[0]})" if whole else FSDP2
     return DDP if isinstance(model, DistributedDataParallel) else ONE
+
+
+def settle_precision(accelerator: Any, model: Any, args: Any, master_weights: bool = True) -> None:
+    """FSDP2 computes in bfloat16 over float32 shards, which are the masters, and casts no result.
+
+    accelerate's own policy adds up gradients in bfloat16 and rounds the model's output, which here are log-probs.
+    Weights loaded in bfloat16 (`torch_dtype`) are trained in the same way, unless masters are unwanted.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    low = any(weight.requires_grad and weight.dtype == torch.bfloat16 for weight in model.parameters())
+    if low and master_weights:
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    if args.bf16 or accelerator.mixed_precision == "bf16" or (low and master_weights):
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, None)
+
+
+def shard_frozen(model: Any, accelerator: Any) -> Any:
+    """A model that is not trained, cut in pieces where the trained one is; else as it is."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return fsdp2_prepare_model(accelerator, model)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return model
+    if plugin.zero_stage != 3:
+        return model.to(accelerator.device)
+    import deepspeed  # the extra `deepspeed`
+
+    given = plugin.deepspeed_config
+    kept = {key: given["zero_optimization"][key] for key in ("offload_param",) if key in given["zero_optimization"]}
+    settings = {
+        "zero_optimization": {"stage": 3, **kept},
+        "train_micro_batch_size_per_gpu": 1,
+        **{key: given[key] for key in ("bf16", "fp16") if key in given},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    engine.eval()
+    return engine.module
+
+
+def agreed(value: str) -> str:
+    """What the first rank says."""
+    said = [value]
+    if _several():
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def _launched(engine: str) -> bool:

@@ -19,7 +19,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "ACCELERATE_MIXED
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in (*LAUNCHER, "DS_ACCELERATOR", "FSDP_VERSION"):
+    for name in (*LAUNCHER, "DS_ACCELERATOR", "FSDP_VERSION", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
         monkeypatch.setenv(name, "")  # put back afterwards, whatever the test sets
         monkeypatch.delenv(name)
 
@@ -68,6 +68,11 @@ def test_fsdp_of_a_published_launcher_file_is_the_second_kind(monkeypatch):
     monkeypatch.setenv("FSDP_VERSION", "1")
     prepare_environment(on_cpu=True)
     assert os.environ["FSDP_VERSION"] == "2"
+
+
+def test_loading_on_the_first_process_alone_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="'cpu_ram_efficient_loading' gives weights to the first process alone"):
+        PreferenceArguments(output_dir=str(tmp_path), fsdp=True, fsdp_config={"cpu_ram_efficient_loading": True})
 
 
 def test_a_training_step_looks_at_the_engine(tmp_path):
