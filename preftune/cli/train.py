@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.launch import asked_processes, launch
 from preftune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _EPILOG = """examples:
   preftune train my.yaml beta=2.5 learning_rate=5e-7 --dry-run
   preftune train model_name_or_path=my-model dataset=pairs.jsonl output_dir=runs/first
   preftune train --preset llama3-instruct-v2 --model my-model --data pairs.jsonl total_batch_size=128
+  preftune train my.yaml --nproc 2
 
 Keys are flat: those of the recipe (model_name_or_path, dataset, max_length, total_batch_size ...), those of the
 objective (beta, gamma_beta_ratio ...) and every field of transformers.TrainingArguments (learning_rate ...).
@@ -62,7 +64,12 @@ def main(arguments: Sequence[str]) -> int:
     words = [f"{key}={value}" for key, value in named.items() if value is not None] + words
     if path is None and not words:
         parser.error("a RECIPE.yaml, --preset NAME, or keys are required")
-    return run(load_recipe(path, words), dry_run=options.dry_run, as_json=options.json)
+    recipe = load_recipe(path, words)
+    asked = asked_processes({**os.environ, "NPROC_PER_NODE": options.nproc} if options.nproc else None)
+    if asked.starts and not options.dry_run:
+        _build_demo_model(recipe)  # once, before there are several processes
+        return launch(asked, ["train", *_without_nproc(arguments)])
+    return run(recipe, dry_run=options.dry_run, as_json=options.json)
 
 
 def run(recipe: Recipe, *, dry_run: bool, as_json: bool) -> int:
@@ -88,10 +95,21 @@ def train_and_print(recipe: Recipe, as_json: bool = False) -> int:
     return 0
 
 
+def _without_nproc(arguments: Sequence[str]) -> list[str]:
+    """The words for the processes themselves."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        if word == "--nproc":
+            next(words)
+        elif not word.startswith("--nproc="):
+            kept.append(word)
+    return kept
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preftune train",
-        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--dry-run] [--json]",
+        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--nproc N] [--dry-run]",
         description="Train a model by a recipe. key=value, --key=value and nested.key=value win over the file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", metavar="NAME", help="a published setting, of those that `preftune presets` lists")
     parser.add_argument("--model", metavar="M", help="short for model_name_or_path=M")
     parser.add_argument("--data", metavar="D", help="short for dataset=D")
+    parser.add_argument("--nproc", metavar="N", help="start N processes, as NPROC_PER_NODE=N does; of one machine each")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--json", action="store_true", help="print the summary (or the recipe) as JSON")
     return parser

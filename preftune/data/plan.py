@@ -7,7 +7,7 @@ smallest group with weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,6 +46,29 @@ def plan_step(costs: Sequence[int], cut: Cut, ranks: int = 1) -> list[list[Plann
         cut: the limits of one micro-batch.
         ranks: number of processes; groups are dealt to the rank with the fewest tokens, longest first.
     """
+    order, shares, _ = _deal(costs, ranks)
+    plan = [_first_fit(share, costs, cut) for share in shares]
+    count = max(len(batches) for batches in plan)
+    filler = PlannedBatch((order[-1],), filler=True)
+    return [batches + [filler] * (count - len(batches)) for batches in plan]
+
+
+def uneven_share(steps: Iterable[Sequence[int]], ranks: int) -> float:
+    """How much more tokens the fullest rank has than the mean one, over whole steps: 0.05 is 5 % of the time waited.
+
+    Args:
+        steps: the packed tokens of each group, step by step.
+    """
+    fullest = total = 0
+    for costs in steps:
+        loads = _deal(costs, ranks)[2]
+        fullest += max(loads) * ranks
+        total += sum(loads)
+    return fullest / total - 1 if total else 0.0
+
+
+def _deal(costs: Sequence[int], ranks: int) -> tuple[list[int], list[list[int]], list[int]]:
+    """Longest first to the rank with the fewest tokens: order of dealing, groups and tokens by rank."""
     order = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
@@ -53,10 +76,7 @@ def plan_step(costs: Sequence[int], cut: Cut, ranks: int = 1) -> list[list[Plann
         rank = loads.index(min(loads))
         shares[rank].append(index)
         loads[rank] += costs[index]
-    plan = [_first_fit(share, costs, cut) for share in shares]
-    count = max(len(batches) for batches in plan)
-    filler = PlannedBatch((order[-1],), filler=True)
-    return [batches + [filler] * (count - len(batches)) for batches in plan]
+    return order, shares, loads
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.errors import ModelError
+from preftune.model.sharding import gathered, shape_of
 
 
 @torch.no_grad()
@@ -28,21 +29,27 @@ def embed_new_tokens(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """
     if not ids:
         return
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = _rows(model)
     if min(ids) > rows:
         raise ModelError(
             f"The tokenizer has {min(ids)} tokens without those that its chat template adds, but the model embeds "
             f"{rows}. Set tokenizer_name_or_path to the model's own tokenizer."
         )
     embed_rows(model, max(ids) + 1)
-    for table in _tables(model):
-        table[list(ids)] = table[: min(ids)].float().mean(dim=0).to(table.dtype)
+    tables = _tables(model)
+    with gathered(tables, changed=True):
+        for table in tables:
+            table[list(ids)] = table[: min(ids)].float().mean(dim=0).to(table.dtype)
 
 
 def embed_rows(model: PreTrainedModel, rows: int) -> None:
     """At least `rows` rows in embeddings and head; new ones hold anything."""
-    if rows > model.get_input_embeddings().weight.shape[0]:
+    if rows > _rows(model):
         model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _rows(model: PreTrainedModel) -> int:
+    return shape_of(model.get_input_embeddings().weight)[0]
 
 
 def modules_of_tokens(model: PreTrainedModel) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from preftune.model.sharding import exchange_pieces, is_partitioned, is_sharded, own_piece, to_pieces
 from preftune.types import PackedBatch
 
 
@@ -28,7 +29,7 @@ class Reference(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All its weights, to know it by."""
+        """All its weights, to know it by; under ZeRO-3 they are in pieces (`preftune.model.sharding.whole`)."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class FrozenModel:
         return self.model(batch=batch, **reading)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
+        return self.model.state_dict(keep_vars=True)
 
     def settings(self) -> dict[str, Any]:
         return _settings(self.model)
@@ -68,11 +69,15 @@ class AdapterOff:
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch, **reading: Any) -> Any:
+        """PEFT sets `requires_grad` of the adapter at both ends: of the pieces, from which what is gathered has it."""
+        to_pieces(self.model)
         with evaluating(self.model), self.model.disable_adapter():
-            return self.model(batch=batch, **reading)
+            found = self.model(batch=batch, **reading)
+            to_pieces(self.model)
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.model.state_dict().items() if "lora_" not in name}
+        return {name: value for name, value in self.model.state_dict(keep_vars=True).items() if "lora_" not in name}
 
     def settings(self) -> dict[str, Any]:
         return _settings(self.model, adapter=False)
@@ -85,14 +90,24 @@ class Snapshot:
     """A policy scored with its trainable weights as they are now; costs a copy of these alone.
 
     Args:
-        copy: False for a reference that is used up before the policy takes its first step.
+        copy: False for a reference that is used up before the policy takes its first step, or one of weights that an
+            engine is still to cut in pieces: `keep` copies them then.
     """
 
     def __init__(self, model: Any, copy: bool = True) -> None:
         self.model = model
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.partial = len(trained) < sum(1 for _ in model.parameters())
-        self.kept = {name: p.detach().clone() for name, p in trained.items()} if copy else {}
+        self.kept: dict[str, Tensor] = {}
+        self.in_pieces = False
+        if copy:
+            self.keep()
+
+    def keep(self) -> None:
+        """Copy the weights as they are now; of sharded ones this rank's pieces. The first copy stays."""
+        if not self.kept:
+            self.in_pieces = is_sharded(self.model)
+            self.kept = {name: own_piece(p).clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch, **reading: Any) -> Any:
@@ -103,24 +118,30 @@ class Snapshot:
     def _swapped_in(self) -> Iterator[None]:
         """Storage is exchanged, nothing is copied; a tied weight is one parameter and is exchanged once.
 
-        Autocast keeps its casts by parameter, whatever storage it has, so they are forgotten at both ends.
+        The pieces of a sharded weight lie in an engine's buffers, and their content is exchanged instead.
         """
-        trained = {name: p for name, p in self.model.named_parameters() if name in self.kept}
-        current = {name: p.data for name, p in trained.items()}
-        for name, parameter in trained.items():
-            self.kept[name] = self.kept[name].to(parameter.device)
-            parameter.data = self.kept[name]
-        torch.clear_autocast_cache()
+        exchange = self._exchange_pieces if self.in_pieces else self._exchange_storage
+        exchange()
         try:
             yield
         finally:
-            for name, parameter in trained.items():
-                parameter.data = current[name]
-            torch.clear_autocast_cache()
+            exchange()
+
+    def _exchange_pieces(self) -> None:
+        exchange_pieces(self.model, self.kept)
+
+    def _exchange_storage(self) -> None:
+        """Autocast keeps its casts by parameter, whatever storage it has, so they are forgotten."""
+        for name, parameter in self.model.named_parameters():
+            if name in self.kept:
+                kept = self.kept[name].to(parameter.device)
+                self.kept[name], parameter.data = parameter.data, kept
+        torch.clear_autocast_cache()
 
     def state_dict(self) -> dict[str, Tensor]:
         with self._swapped_in():
-            return {name: value.detach() for name, value in self.model.state_dict().items()}
+            weights = self.model.state_dict(keep_vars=True)
+            return {name: value if is_partitioned(value) else value.detach() for name, value in weights.items()}
 
     def settings(self) -> dict[str, Any]:
         return _settings(self.model)

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from preftune.errors import RecipeError
+from preftune.train.engines import join_deepspeed, prepare_environment
 
 
 @dataclass
@@ -26,7 +27,14 @@ class PreferenceArguments(TrainingArguments):
         self.ddp_find_unused_parameters = False
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # under torchrun without it, ranks train apart and exit 0
+        prepare_environment(on_cpu=bool(self.use_cpu))
         super().__post_init__()
+        if self.fsdp and self.fsdp_config.get("cpu_ram_efficient_loading"):
+            raise RecipeError(
+                "'cpu_ram_efficient_loading' gives weights to the first process alone, and each process looks at the "
+                "model before it is sharded. Leave it out of fsdp_config."
+            )
+        join_deepspeed(self)
         if self.n_gpu > 1:
             raise RecipeError(
                 f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate or torchrun), "

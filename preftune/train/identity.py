@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preftune.model.sharding import whole
 from preftune.recipe import Recipe
 from preftune.recipe.schema import SCHEMA_KEYS
 from preftune.types import TokenizedGroup
@@ -49,10 +50,10 @@ def hash_groups(groups: Iterable[TokenizedGroup]) -> str:
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
+    """Of names, types, shapes and values. Of sharded weights every rank must ask."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
+        value = whole(weights[name]).detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(memoryview(value.flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()

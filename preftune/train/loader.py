@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from preftune.data.plan import Cut, epoch_order
+from preftune.data.plan import Cut, epoch_order, uneven_share
 from preftune.errors import DataError
 from preftune.train.step import Packing, build_step, joint
 from preftune.types import Step, TokenizedGroup
@@ -65,6 +65,12 @@ class StepSource(Dataset):
 
     def _order(self, epoch: int) -> Sequence[int]:
         return range(len(self.groups)) if self.seed is None else epoch_order(len(self.groups), self.seed, epoch)
+
+    def uneven_share(self, epoch: int = 0) -> float:
+        """See `preftune.data.plan.uneven_share`; of the steps of an epoch."""
+        costs = [self.packing.cost(self.groups[row]) for row in self._order(epoch)]
+        starts = range(0, len(costs), self.global_batch)
+        return uneven_share((costs[start : start + self.global_batch] for start in starts), self.ranks)
 
     def joint_groups(self, epoch: int) -> list[TokenizedGroup]:
         """Every row of an epoch with its probe behind it, in the order of the rows."""

@@ -51,6 +51,8 @@ def choose_optimizer(
     low = bool(kinds.intersection(LOW))
     small = optimizer_state != "float32"
     split = low and (master_weights == "split" or (bool(master_weights) and small))
+    if sharded and not (small or master_weights == "split"):
+        return None  # engines keep float32 weights of their own
     if not (low or small):
         return None
     kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)

@@ -26,6 +26,7 @@ from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
 from preftune.errors import CheckpointError, Interrupted, RecipeError
 from preftune.model.heads import save_value_head
+from preftune.model.sharding import count_parameters, shape_of
 from preftune.objectives import load_objective
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
@@ -92,7 +93,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     args = build_arguments(recipe)
     set_seed(args.seed)
     model = load_trained_model(recipe, tokenizer, new_tokens)
-    for warning in guard_rails(recipe, model.num_parameters(), args.train_batch_size * args.world_size):
+    for warning in guard_rails(recipe, count_parameters(model), args.train_batch_size * args.world_size):
         logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
     rows = known + (held_out or [])
@@ -261,7 +262,7 @@ def _device_without_bf16(on_cpu: bool) -> str | None:
 def _check_fits(
     model: Any, name: str | None, tokenizer: PreTrainedTokenizerBase, groups: Sequence[TokenizedGroup]
 ) -> None:
-    check_fits(model.config, model.get_input_embeddings().weight.shape[0], name, tokenizer, groups)
+    check_fits(model.config, shape_of(model.get_input_embeddings().weight)[0], name, tokenizer, groups)
 
 
 def _announce(recipe: Recipe, report: TokenizationReport, trainer: PreferenceTrainer) -> None:
@@ -273,6 +274,10 @@ def _announce(recipe: Recipe, report: TokenizationReport, trainer: PreferenceTra
     batch = trainer.args.train_batch_size * trainer.args.world_size
     budget, road = trainer.cut.max_tokens, trainer.model.road
     logger.info("Steps of %d groups, micro-batches of up to %s tokens, %s road.", batch, budget, road)
+    if trainer.args.world_size > 1:
+        shares = trainer.uneven_share()
+        dealt = "" if shares is None else f", the fullest has {shares:.1%} more tokens of a step than the mean one"
+        logger.info("Engine: %s over %d processes%s.", trainer.engine, trainer.args.world_size, dealt)
 
 
 def _summary(

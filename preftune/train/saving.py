@@ -16,13 +16,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from preftune import __version__
 from preftune.errors import CheckpointError, RecipeError, TrainingError
 from preftune.model.load import one_line
+from preftune.model.sharding import is_sharded, whole_state
 from preftune.train.checkpoint import MANIFEST, RESCUES, STAGING, checkpoints, publish, rescues, seal, step_of
+from preftune.train.held import HeldTrainer
 from preftune.train.identity import changed_settings
 from preftune.train.rescue import RescueClock
 from preftune.train.window import ReopenWindow, Window
@@ -30,7 +31,7 @@ from preftune.train.window import ReopenWindow, Window
 logger = logging.getLogger(__name__)
 
 
-class SealedTrainer(Trainer):
+class SealedTrainer(HeldTrainer):
     """Stages, seals and publishes checkpoints (`preftune.train.checkpoint`), and refuses torn or foreign ones.
 
     A subclass says what the run is (`_identity`), and what a checkpoint holds beside the Trainer's files (`_save_more`,
@@ -104,6 +105,21 @@ class SealedTrainer(Trainer):
             folder = self.args.output_dir
             logger.warning("Saved in %s, but not on the hub (%s). Upload it with `hf upload`.", folder, one_line(cause))
             return None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; weights that lie in pieces are made whole and saved in transformers' files.
+
+        Trainer leaves out the final model of FSDP with SHARDED_STATE_DICT, and that of ZeRO-3 without
+        stage3_gather_16bit_weights_on_model_save. A checkpoint of the former holds the pieces alone.
+        """
+        if not (is_sharded(self.model) or self.is_deepspeed_enabled):  # DeepSpeed copies what is tied
+            return super().save_model(output_dir, _internal_call)
+        pieces = self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if not (pieces and _internal_call):
+            self._save(output_dir, state_dict=whole_state(self.model, keep=self.args.should_save))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        return None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.window = Window.of(self, self._summed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -25,22 +24,23 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftune.data.plan import Cut
-from preftune.errors import RecipeError, TrainingError
+from preftune.errors import RecipeError
 from preftune.model.head_gradient import straight_into_grad
 from preftune.model.heads import to_scorer
 from preftune.model.load import disable_dropout
 from preftune.model.policy import to_policy
 from preftune.model.reference import FrozenModel, Reference, own_reference
+from preftune.model.sharding import lent
 from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
 from preftune.train.heap import keep_freed_memory
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.metrics import MetricSums
 from preftune.train.moments import MomentType
 from preftune.train.nonfinite import FiniteGuard, check_action
-from preftune.train.optimizer import choose_optimizer
 from preftune.train.passes import RunningMean, check_row_weights, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
@@ -55,7 +55,7 @@ OVERRIDDEN = frozenset(
     "get_train_dataloader get_eval_dataloader get_batch_samples training_step evaluation_loop log floating_point_ops"
     " _track_num_input_tokens _save_checkpoint _get_output_dir _push_from_checkpoint _load_optimizer_and_scheduler"
     " _load_rng_state create_accelerator_and_postprocess create_optimizer train _get_grad_norm init_hf_repo"
-    " push_to_hub".split()
+    " push_to_hub create_scheduler save_model".split()
 )
 EVAL_STEP_GROUPS = 256  # groups planned and packed together during evaluation
 
@@ -127,10 +127,10 @@ class PreferenceTrainer(SealedTrainer):
         if not keep_dropout:
             disable_dropout(model)
         policy = self._checked_policy(model, args, road)
+        self.reference: Reference | None = None
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._watch_the_clock(rescue_minutes)
         check_action(self)
-        self.reference: Reference | None = None
         first = self._stream.first if self._stream else self.train_dataset or ()
         for groups in (first, *self._eval_sets().values()):
             check_row_weights(built, groups)
@@ -144,29 +144,28 @@ class PreferenceTrainer(SealedTrainer):
 
     def _checked_policy(self, model: PreTrainedModel, args: PreferenceArguments, road: str) -> PreTrainedModel:
         """The preflight runs where training will run: on its device, under its autocast."""
-        if args.deepspeed is None and not args.fsdp and not getattr(model, "is_quantized", False):
+        if asked_engine(args) in (ONE, DDP) and not getattr(model, "is_quantized", False):
             model.to(args.device)
         low = torch.bfloat16 if args.bf16 else torch.float16
-        with torch.autocast(args.device.type, low, enabled=args.bf16 or args.fp16):
+        with torch.autocast(args.device.type, low, enabled=args.bf16 or args.fp16), lent(model):
             scores = self.loss.objective.reads == Reads.SCORES
             return to_scorer(model, road) if scores else to_policy(model, road)
 
     def _set_up_reference(
         self, model: PreTrainedModel | None, precompute: bool, cache: str | Path | None, road: str
     ) -> None:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        held = self.is_deepspeed_enabled or self.is_fsdp_enabled  # by an engine, from create_scheduler on
         if model is self.model:
             raise RecipeError("The reference_model is the policy itself. Leave it out: its start is the reference.")
         if model is not None:
             disable_dropout(model)
             self.reference = FrozenModel(self._checked_policy(model, self.args, road))
-        elif sharded and not precompute:
-            raise RecipeError(
-                f"{type(self.loss.objective).__name__} needs a reference, and sharded weights cannot be copied. "
-                "Set precompute_reference: true, or reference_model_name_or_path."
-            )
         else:
-            self.reference = own_reference(self.model, copy=not precompute)
+            self.reference = own_reference(self.model, copy=not (precompute or held))
+        if held:
+            self._reference_hash = first_says(hash_weights(self.reference.state_dict()))  # while the weights are whole
+        if model is not None and not precompute:
+            self.reference.model = shard_frozen(model, self.accelerator)
         if precompute:
             self._precompute(Path(cache).expanduser() if cache else default_cache())
 
@@ -186,7 +185,7 @@ class PreferenceTrainer(SealedTrainer):
             ranks=args.world_size,
             summed=self._summed,
         )
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), lent(self.reference.model):
             self.train_dataset = tables.attach(source, epochs)
             held_out = {name: tables.attach(self._eval_source(rows)) for name, rows in self._eval_sets().items()}
         if self.eval_dataset is not None:
@@ -235,6 +234,10 @@ class PreferenceTrainer(SealedTrainer):
             return step_loader(StreamSource(self._stream, global_batch, self.cut, seed, self.args.max_steps, **ranks))
         return step_loader(self._source(self.train_dataset, global_batch, seed), self.args.dataloader_num_workers)
 
+    def uneven_share(self) -> float | None:
+        """How much more tokens of a step the fullest process has than the mean one; None of a stream."""
+        return None if self._stream else self.get_train_dataloader().dataset.uneven_share()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
         groups = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         groups = self.eval_dataset if groups is None else groups
@@ -270,6 +273,7 @@ class PreferenceTrainer(SealedTrainer):
     # one optimizer step
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
+        self._check_engine(model)
         model.train()
         return self.in_memory(lambda step: self._accumulate(model, step), inputs)
 
@@ -370,15 +374,6 @@ class PreferenceTrainer(SealedTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in sums.drain(self._summed).items()}
         return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
 
-    # optimizer
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
-            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-            asked = self.master_weights, self.optimizer_state
-            self.optimizer_cls_and_kwargs = choose_optimizer(self.model, self.args, *asked, sharded=sharded)
-        return super().create_optimizer(model)
-
     # checkpoints
 
     def _save_more(self, folder: Path) -> None:
@@ -412,14 +407,3 @@ class PreferenceTrainer(SealedTrainer):
     @cached_property
     def _data_hash(self) -> str:
         return self._stream.identity if self._stream else hash_groups(self.train_dataset)  # seconds for a large set
-
-    # engines
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        if asked != self.accelerator.num_processes:
-            raise TrainingError(
-                f"{asked} processes were asked for and {self.accelerator.num_processes} take part; "
-                "the launcher and the trainer disagree about the world. Start with torchrun or accelerate launch."
-            )

@@ -160,3 +160,22 @@ def test_the_public_names_are_found_where_they_live():
         assert name in dir(preftune)
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         preftune.__getattr__("trian")
+
+
+def test_several_processes_are_started_once_with_the_same_words(recipe_file, fake, monkeypatch):
+    started = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("preftune.cli.train.launch", lambda asked, words: started.append((asked.world, words)) or 3)
+    assert main(["train", recipe_file, "--nproc", "2", "seed=7"]) == 3
+    assert main(["train", "--nproc=4", recipe_file]) == 3
+    assert started == [(2, ["train", recipe_file, "seed=7"]), (4, ["train", recipe_file])]
+    assert fake.calls == []
+    monkeypatch.setenv("WORLD_SIZE", "2")  # inside one of them
+    assert main(["train", recipe_file, "--nproc", "2"]) == 0
+    assert len(fake.calls) == 1
+
+
+def test_a_number_of_processes_that_is_none_is_refused(recipe_file, fake, monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main(["train", recipe_file, "--nproc", "two"]) == 2
+    assert "NPROC_PER_NODE must be a whole number of at least 1, found 'two'" in capsys.readouterr().err

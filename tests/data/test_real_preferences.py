@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from preftune.data import class_balance, load_preferences, load_rows, recognise, to_examples, tokenize_examples
+from preftune.data.plan import Cut
 from preftune.errors import DataError
+from preftune.train.loader import StepSource
 from preftune.types import Layout
 
 # file: (layout, mapping, rows, opening of the last prompt message, of the first answer)
@@ -127,3 +129,11 @@ def test_a_folder_of_published_files_is_read_by_split(data_folder):
     assert {row.origin.dataset for row in load_rows(emoji, "train")}.isdisjoint(
         row.origin.dataset for row in load_rows(emoji, "eval")
     )
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_real_pairs_are_dealt_out_evenly_over_ranks(data_folder, real_tokenizer, ranks):
+    examples = load_preferences(data_folder / "preferences/llamafactory/dpo_en_demo.train.jsonl", layout="paired")
+    groups, _ = tokenize_examples(examples, real_tokenizer("llama3"), max_length=2048, max_prompt_length=1024)
+    assert len(groups) == 193
+    assert StepSource(groups, 128, Cut(), seed=1, ranks=ranks).uneven_share() < 0.05

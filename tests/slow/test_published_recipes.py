@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,10 @@ def pairs(real, tmp_path_factory):
     return folder
 
 
-def launch(recipe, real, data, folder, *more):
+def launch(recipe, real, data, folder, *more, launcher=("--num_processes", "1", "--cpu")):
     """`accelerate launch ... scripts/run_simpo.py FILE --model_name_or_path=... --dataset=...`, on one CPU process."""
     model = real / "models/stories260K-llama"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
     command += [str(ROOT / "scripts/run_simpo.py"), str(ROOT / f"training_configs/{recipe}.yaml")]
     command += [f"--model_name_or_path={model}", f"--dataset={data}", f"--output_dir={folder}", *more]
     names = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_LOG_LEVEL": "info", "HF_HUB_OFFLINE": "1"}
@@ -85,3 +86,15 @@ def test_gemma_trains_with_eager_attention_on_one_file_of_pairs(real, pairs, tmp
     assert check_run(tmp_path / "run", done, 1, markers=2)["objective"] == "simpo: -log σ(10·(A_w - A_l - 0.5))"
     assert "the data has no test split, so nothing is evaluated" in done.stderr
     assert "attn_implementation" not in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_mistral_base_trains_under_the_published_launcher_file(real, pairs, tmp_path, processes):
+    if find_spec("deepspeed") is None:
+        pytest.skip("needs the extra 'deepspeed'")
+    file = ("--config_file", str(ROOT / "accelerate_configs/deepspeed_zero3.yaml"), "--main_process_port", "29747")
+    short = ["--max_steps=2", "max_length=512", "--max_prompt_length", "256", "total_batch_size=16"]
+    done = launch("mistral-7b-base-simpo", real, pairs, tmp_path / "run", *short,
+                  launcher=(*file, "--num_processes", str(processes)))  # fmt: skip
+    assert check_run(tmp_path / "run", done, steps=2, markers=2)["processes"] == processes
+    assert processes == 1 or "Engine: ZeRO-3 over 2 processes" in done.stderr

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from preftune.data.pack import pack
-from preftune.data.plan import Cut, epoch_order, plan_step
+from preftune.data.plan import Cut, epoch_order, plan_step, uneven_share
 from preftune.errors import DataError, RecipeError
 from preftune.model.policy import to_policy
 from preftune.objectives import load_objective
@@ -140,6 +140,11 @@ class TestPlan:
         assert sorted(real) == list(range(97))
         loads = [sum(costs[i] for b in batches if not b.filler for i in b.groups) for batches in plan]
         assert max(loads) / (sum(loads) / 4) < 1.05
+
+    def test_the_uneven_share_is_what_the_fullest_rank_has_more_than_the_mean(self):
+        assert uneven_share([[4, 3, 3]], ranks=2) == pytest.approx(6 / 5 - 1)  # 4 and 3 + 3
+        assert uneven_share([[5, 5], [4, 3, 3]], ranks=2) == pytest.approx(11 / 10 - 1)
+        assert uneven_share([[7, 1]], ranks=1) == 0
 
     def test_a_rank_without_groups_gets_a_filler(self):
         plan = plan_step([5], Cut(), ranks=2)
