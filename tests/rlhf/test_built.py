@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from preftune.data import load_preferences
 from preftune.recipe.rlhf import build_recipe, read_flags
 from preftune.train.data import load_groups, with_system
 from preftune.train.models import load_trained_model
 from preftune.train.run import build_arguments
 from preftune.train.trainer import PreferenceTrainer
-from preftune.types import Example, Message, Origin
+from preftune.types import Example, Layout, Message, Origin
 from tests.data.conftest import CHATML, build_byte_tokenizer
 from tests.small import build_model
 
@@ -141,6 +142,22 @@ def test_a_row_keeps_its_own_system_text():
     first, second = with_system([own, none], "given")
     assert first is own and second.prompt[0] == Message("system", "given")
     assert with_system([none], None) == [none]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", '{"system": "own", "query": "q", "response": "a"}', ["own"]),
+        ("a.jsonl", '{"system": "", "query": "q", "response": "a"}', []),
+        ("a.jsonl", '{"system": null, "query": "q", "response": "a"}', ["given"]),
+        ("a.jsonl", '{"query": "q", "response": "a"}', ["given"]),
+        ("a.csv", "system,query,response\n,q,a\n", ["given"]),
+    ],
+)
+def test_an_empty_system_text_in_a_row_is_meant_and_null_or_an_empty_cell_says_nothing(name, text, expected, tmp_path):
+    (tmp_path / name).write_text(text)
+    (example,) = with_system(load_preferences(tmp_path / name, layout=Layout.SINGLE), "given")
+    assert [said.content for said in example.prompt if said.role == "system"] == expected
 
 
 def test_the_nll_term_has_its_weight(build):
