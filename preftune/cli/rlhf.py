@@ -49,10 +49,9 @@ def main(arguments: Sequence[str], method: str | None = None) -> int:
     name = str(flags["rlhf_type"].value).lower() if "rlhf_type" in flags else "dpo"
     name = "simpo" if recipe.objective == "simpo" else name
     if dry_run:
-        print(f"# {headline(recipe, name)}")
-        from preftune.cli.train import print_recipe
+        from preftune.cli.train import show
 
-        print_recipe(recipe, as_json=False)
+        show(recipe, as_json=False, processes=asked.world, title=headline(recipe, name))
         return 0
     if asked.starts:
         return launch(asked, ["rlhf" if method is None else method, *arguments])

@@ -61,7 +61,9 @@ def load_hub_files(name: str, pattern: str, split: str) -> list[Row]:
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=pattern))
     files = sorted(folder.glob(pattern))
     if not files:
-        raise DataError(f"{name}: no file there, or in the cache if offline, is '{pattern}'. {_local_copy(name, True)}.")
+        raise DataError(
+            f"{name}: no file there, or in the cache if offline, is '{pattern}'. {_local_copy(name, True)}."
+        )
     return [
         Row(row.values, Origin(f"{name}/{file.relative_to(folder)}", split, row.origin.row))
         for file in files
@@ -78,7 +80,9 @@ def _told(name: str, catalogued: bool) -> Iterator[None]:
         yield
     except (DatasetsError, OSError, ValueError) as error:  # the hub's own errors and those of the network are OSErrors
         problem = one_line(str(error).split("Example of usage")[0]).rstrip(".")
-        raise DataError(f"{name}: cannot be had from the hub ({problem[:300]}). {_remedy(name, problem, catalogued)}.") from error
+        raise DataError(
+            f"{name}: cannot be had from the hub ({problem[:300]}). {_remedy(name, problem, catalogued)}."
+        ) from error
 
 
 def _remedy(name: str, problem: str, catalogued: bool) -> str:

@@ -100,7 +100,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="AUTO",
             also=("template", "chat_template"),
         ),
-        Flag("system", "system text of rows that have none (\"\" in a row: it is to have none), or a .txt file with it", also=("system_prompt",)),
+        Flag(
+            "system",
+            'system text of rows that have none ("" in a row: it is to have none), or a .txt file with it',
+            also=("system_prompt",),
+        ),
         Flag(
             "dtype",
             "AUTO (bf16 where the GPU has it, else fp16; fp32 on CPU), bf16, fp16, fp32",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import RecipeError
+from preftune.model.bf16 import auto_dtype
 from preftune.objectives import objective_names
 from preftune.recipe.compat import OBJECTIVES
 from preftune.recipe.conversions import CONVERSIONS, number, said
@@ -234,7 +235,7 @@ def _defaults(flags: Layer, last: Layer, method: str, processes: int) -> dict[st
     every = last.get("eval_steps", Given(50 if sft_type == "lora" else 200, DOCUMENTED)).value
     found |= {
         "output_dir": f"output/{_model_name(flags, last)}-{method}",
-        "torch_dtype": None if {"torch_dtype", "bf16", "fp16"} & last.keys() else _auto_dtype(),
+        "torch_dtype": None if {"torch_dtype", "bf16", "fp16"} & last.keys() else auto_dtype(),
         "truncation": "drop",
         "per_device_eval_batch_size": batch,
         "gradient_accumulation_steps": math.ceil(16 / max(batch * processes, 1)),
@@ -323,11 +324,3 @@ def _model_name(flags: Layer, last: Layer) -> str:
         return str(flags["model_type"].value).lower()
     model = last.get("model_name_or_path")
     return Path(str(model.value)).name if model is not None else "model"
-
-
-def _auto_dtype() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"

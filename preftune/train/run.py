@@ -23,6 +23,7 @@ from preftune import __version__
 from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
 from preftune.errors import RecipeError
+from preftune.model.bf16 import device_without_bf16
 from preftune.model.heads import save_value_head
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
@@ -66,7 +67,9 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     args = build_arguments(recipe)
     set_seed(args.seed)
     model = load_trained_model(recipe, tokenizer, new_tokens)
-    for warning in guard_rails(recipe, model.num_parameters(), args.train_batch_size * args.world_size):
+    for warning in guard_rails(
+        recipe, model.num_parameters(), args.train_batch_size * args.world_size, args.world_size
+    ):
         logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
     rows = known + (held_out or [])
@@ -153,7 +156,7 @@ def _evaluate_the_end(trainer: PreferenceTrainer) -> None:
 def build_arguments(recipe: Recipe) -> PreferenceArguments:
     """`TrainingArguments` with the recipe's global batch for this number of processes."""
     batch = resolve_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    warning = bf16_guard(recipe, _device_without_bf16(bool(recipe.training.get("use_cpu"))))
+    warning = bf16_guard(recipe, device_without_bf16(bool(recipe.training.get("use_cpu"))))
     if warning is not None:
         logger.warning(warning)
     given = {
@@ -171,13 +174,6 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
         return PreferenceArguments(**given)
     except (ValueError, TypeError, ImportError) as cause:
         raise RecipeError(f"{recipe.origin}: {str(cause).splitlines()[0]}") from cause
-
-
-def _device_without_bf16(on_cpu: bool) -> str | None:
-    """The name of the GPU, if it is used and only emulates bfloat16."""
-    if on_cpu or not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
-        return None
-    return torch.cuda.get_device_name()
 
 
 def _check_fits(

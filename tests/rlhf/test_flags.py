@@ -210,13 +210,14 @@ def test_a_system_text_may_be_a_file(tmp_path):
 )
 def test_auto_is_the_best_precision_of_the_device(monkeypatch, cuda, bf16, dtype):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
     assert recipe(dtype="AUTO").torch_dtype == recipe().torch_dtype == dtype
 
 
 def test_an_autocast_that_is_asked_for_goes_before_auto(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
     found = recipe(fp16="true")
     assert (found.torch_dtype, found.training["fp16"]) == (None, True)
 
