@@ -54,6 +54,9 @@ def main(arguments: Sequence[str], method: str | None = None) -> int:
         show(recipe, as_json=False, processes=asked.world, title=headline(recipe, name))
         return 0
     if asked.starts:
+        from preftune.train.needs import check_packages
+
+        check_packages(recipe)  # once, and not in every process
         return launch(asked, ["rlhf" if method is None else method, *arguments])
     log.info("Effective objective: %s", headline(recipe, name))
     from preftune.cli.train import train_and_print

@@ -25,9 +25,7 @@ def forewarnings(recipe: Recipe, processes: int = 1) -> list[str]:
     parameters = parameters_at_hand(name, recipe.model_revision, recipe.trust_remote_code)
     if parameters is not None:
         return warnings + guard_rails(recipe, parameters, _batch(recipe, processes), processes)
-    logger.info(
-        "The size of '%s' is not known here: guard rails that need it speak when the model is loaded.", name
-    )
+    logger.info("The size of '%s' is not known here: guard rails that need it speak when the model is loaded.", name)
     return warnings
 
 

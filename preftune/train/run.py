@@ -33,6 +33,7 @@ from preftune.train.card import write_card
 from preftune.train.checkpoint import resolve_resume, set_aside, step_of
 from preftune.train.data import load_groups
 from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
+from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
 from preftune.train.record import LOG, RunLog, SaveOnInterrupt, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.stream import GroupStream
@@ -58,6 +59,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
         KeyboardInterrupt: the user stopped the run; a checkpoint was saved.
     """
     started = time.perf_counter()
+    check_packages(recipe)
     quiet_transformers()
     tokenizer, new_tokens = load_run_tokenizer(recipe)
     groups, report, known = _load_training(recipe, tokenizer)

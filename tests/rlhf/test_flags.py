@@ -61,6 +61,10 @@ CHANGES = {
     "dataset_test_ratio": ("0.2", {}, "test_split_size", 0.2),
     "max_length": ("512", {}, "max_length", 512),
     "truncation_strategy": ("truncation_left", {}, "truncation", "keep_end"),
+    "streaming": ("true", {"max_steps": "3"}, "streaming", True),
+    "streaming_buffer": ("64", {"streaming": "true", "max_steps": "3"}, "streaming_buffer", 64),
+    "strict": ("false", {}, "on_bad_row", "skip"),
+    "data_seed": ("7", {}, "data_seed", 7),
     "preprocess_num_proc": ("2", {}, "dataset_num_proc", 2),
     "output_dir": ("here", {}, "output_dir", "here"),
     "batch_size": ("4", {}, "per_device_train_batch_size", 4),
@@ -223,7 +227,11 @@ def test_an_autocast_that_is_asked_for_goes_before_auto(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [("default-zero2", 2), ("default-zero3", 3), ("zero2-offload", 2), ("zero3-offload", 3)]
+    ("name", "stage"),
+    [
+        *[("default-zero2", 2), ("default-zero3", 3), ("zero2-offload", 2), ("zero3-offload", 3)],
+        *[("zero2", 2), ("zero3", 3), ("zero2_offload", 2), ("zero3_offload", 3)],
+    ],
 )
 def test_deepspeed_by_name(name, stage):
     zero = recipe(deepspeed=name).training["deepspeed"]["zero_optimization"]
