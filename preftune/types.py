@@ -58,6 +58,7 @@ class Example:
     `prompt` is a conversation that ends before the answer. `responses` are the final assistant turns, best first
     (chosen, rejected). `scores` are empty or one number a response; of an unpaired row, 1 for desirable and 0 for
     undesirable. `weight` multiplies the row's loss. `tools` is the JSON text of the list of tools, empty without any.
+    `no_system`: the row says itself that it has no system text, so the run's does not stand in for it.
     """
 
     prompt: tuple[Message, ...]
@@ -66,6 +67,7 @@ class Example:
     scores: tuple[float, ...] = ()
     weight: float = 1.0
     tools: str = ""
+    no_system: bool = False
 
     def pick(self, *places: int, scores: tuple[float, ...] | None = None) -> Example:
         """The example with these of its responses, and their scores or the given ones; all else stays."""

@@ -49,12 +49,14 @@ def main(arguments: Sequence[str], method: str | None = None) -> int:
     name = str(flags["rlhf_type"].value).lower() if "rlhf_type" in flags else "dpo"
     name = "simpo" if recipe.objective == "simpo" else name
     if dry_run:
-        print(f"# {headline(recipe, name)}")
-        from preftune.cli.train import print_recipe
+        from preftune.cli.train import show
 
-        print_recipe(recipe, as_json=False)
+        show(recipe, as_json=False, processes=asked.world, title=headline(recipe, name))
         return 0
     if asked.starts:
+        from preftune.train.needs import check_packages
+
+        check_packages(recipe)  # once, and not in every process
         return launch(asked, ["rlhf" if method is None else method, *arguments])
     log.info("Effective objective: %s", headline(recipe, name))
     from preftune.cli.train import train_and_print

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from preftune.cli.train import run
+
+log = logging.getLogger(__name__)
 
 _EPILOG = """examples:
   accelerate launch scripts/run_simpo.py training_configs/mistral-7b-base-simpo.yaml
   accelerate launch scripts/run_simpo.py my.yaml --learning_rate=5e-7 --beta 2.5 --dry-run
 
 Overrides may be written --key=value, --key value or key=value. For the ids and rows of the repository add
-tokenization=princeton mixer_order=head.
+tokenization=princeton mixer_order=head. A run whose output_dir holds a checkpoint goes on from it;
+resume_from_checkpoint=false starts afresh.
 """
 
 
@@ -34,8 +38,25 @@ def main(arguments: Sequence[str]) -> int:
     if words and not words[0].startswith("-") and ("=" not in words[0] or Path(words[0]).exists()):
         path, words = Path(words[0]), words[1:]
     words = to_overrides(words)
-    recipe = load_recipe(path, [*filled_in(path, words), *words])
+    words = [*filled_in(path, words), *words]
+    recipe = load_recipe(path, words)
+    if recipe.training.get("resume_from_checkpoint") is None and _holds_checkpoint(recipe.output_dir):
+        recipe = load_recipe(path, [*words, "resume_from_checkpoint=auto"])
     return run(recipe, dry_run=options.dry_run, as_json=options.json)
+
+
+def _holds_checkpoint(folder: str) -> bool:
+    """Whether an earlier run left a checkpoint; the SimPO repository goes on from the last one by itself."""
+    from preftune.train.checkpoint import checkpoints
+
+    found = checkpoints(Path(folder))
+    if found:
+        log.info(
+            "%s holds %s: the run goes on from the last checkpoint, as in the SimPO repository. "
+            "resume_from_checkpoint=false starts afresh.",
+            folder, found[0].name,
+        )  # fmt: skip
+    return bool(found)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from preftune.errors import RecipeError
 
 if TYPE_CHECKING:
     from preftune.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 _EPILOG = """examples:
   preftune train training_configs/demo-simpo.yaml
@@ -79,7 +82,7 @@ def run(recipe: Recipe, *, dry_run: bool, as_json: bool) -> int:
         PreftuneError: the data or the model is wrong.
     """
     if dry_run:
-        print_recipe(recipe, as_json)
+        show(recipe, as_json)
         return 0
     return train_and_print(recipe, as_json)
 
@@ -125,8 +128,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def print_recipe(recipe: Recipe, as_json: bool) -> None:
-    """The resolved recipe, as a file that can be run."""
+def show(recipe: Recipe, as_json: bool, processes: int | None = None, title: str = "") -> None:
+    """A dry run: what the guard rails say, on stderr, and on stdout the resolved recipe as a file that can be run.
+
+    Args:
+        processes: that would train; None: those of the launcher that this one is started by.
+        title: a comment above the recipe.
+    """
+    from preftune.train.forewarn import forewarnings
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for line in forewarnings(recipe, processes or int(os.environ.get("WORLD_SIZE", "1"))):
+        log.warning(line)
+    if title:
+        print(f"# {title}")
+    _print_recipe(recipe, as_json)
+
+
+def _print_recipe(recipe: Recipe, as_json: bool) -> None:
     from preftune.recipe import describe_objective
 
     if as_json:

@@ -81,7 +81,7 @@ class Place:
             return load_rows(self.path, split, self.subset)
         if self.entry is not None and self.entry.files and self.subset:
             return load_hub_files(self.name, self.entry.files.format(subset=self.subset, split=split), split)
-        return load_hub_rows(self.name, self.subset, split)
+        return load_hub_rows(self.name, self.subset, split, catalogued=self.entry is not None)
 
 
 def locate(source: Source, catalog: Catalog) -> list[Place]:

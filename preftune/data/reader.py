@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from preftune.data.bad_rows import BadRowError, Problem
@@ -32,6 +33,7 @@ ROLES = {
 EXCHANGE = {"human", "assistant"}  # the keys of a question with its answer in one object
 CONTENTS = ("content", "value", "text")
 TEXT = "text or a list of messages"
+TEXT_TABLES = (".csv", ".tsv")  # these have no null
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,15 @@ def build_example(
     reader: RowReader, prompt: tuple[Message, ...], answers: Sequence[str], scores: Sequence[float] = ()
 ) -> Example:
     """The example of a row, with the row's weight and tools."""
-    return Example(prompt, tuple(answers), reader.row.origin, tuple(scores), _weight(reader), _tools(reader))
+    origin, bare = reader.row.origin, _denies_system(reader)
+    return Example(prompt, tuple(answers), origin, tuple(scores), _weight(reader), _tools(reader), bare)
+
+
+def _denies_system(reader: RowReader) -> bool:
+    """Whether the row's `system` is empty text: null says nothing, and so does a cell without anything in a table."""
+    text = reader.row.values.get(reader.mapping.roles.get("system", ""))
+    in_table = any(suffix in TEXT_TABLES for suffix in Path(reader.row.origin.dataset).suffixes)
+    return isinstance(text, str) and not text.strip() and not in_table
 
 
 def _weight(reader: RowReader) -> float:

@@ -49,8 +49,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("LoRA", "lora") from error
 
-ALL, DEFAULT = "ALL", "DEFAULT"
-_ALIASES = {"all": ALL, "all-linear": ALL, "default": DEFAULT, "auto": DEFAULT}
+ALL, DEFAULT, EMBEDDING = "ALL", "DEFAULT", "EMBEDDING"
+_ALIASES = {"all": ALL, "all-linear": ALL, "default": DEFAULT, "auto": DEFAULT, "embedding": EMBEDDING}
 _INIT = re.compile(r"gaussian|olora|pissa(_niter_[1-9]\d*)?")
 _SCORE = "score"  # the head of a sequence-classification model; always trained whole
 _FILE = "adapter_model.safetensors"
@@ -70,8 +70,8 @@ class LoraSettings:
         dropout: of the adapter's input while training, in [0, 1). Training is without dropout unless the trainer is
             told to keep it (`preftune.model.load.disable_dropout` sets this one to 0 as well).
         target_modules: ALL (every linear layer but the output head), DEFAULT (the query, key and value projections),
-            or names: a name fits the modules whose path ends with it. `lm_head` puts LoRA on the output head. The two
-            words may stand in a list beside names; all-linear and AUTO mean the same as they.
+            EMBEDDING (the input embeddings), or names: a name fits the modules whose path ends with it. `lm_head` puts
+            LoRA on the output head. These words may stand in a list beside names; all-linear is ALL, AUTO is DEFAULT.
         modules_to_save: names of modules that are trained whole and saved beside the adapter.
         rslora, dora: the variants of that name.
         init: True (A random, B zero), gaussian, pissa, pissa_niter_N or olora.
@@ -260,6 +260,9 @@ def target_modules(model: PreTrainedModel, asked: str | Sequence[str], whole: Co
                     f"Set ALL, or names among: {_last_parts(body)}."
                 )
             names += _shortest(model, found)
+        elif kind == EMBEDDING:
+            table = model.get_input_embeddings()
+            names += _shortest(model, {path for path, module in model.named_modules() if module is table})
         else:
             _check_target(model, word)
             names.append(word)

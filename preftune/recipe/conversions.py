@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from preftune.data.named_templates import TEMPLATE_NAMES
 from preftune.data.truncate import TRUNCATION_ALIASES
 from preftune.errors import RecipeError
 from preftune.recipe.families import TEMPLATES, Family, find_family
@@ -44,10 +45,17 @@ def _template(given: Given, flags: Layer, family: Family | None) -> Layer:
         template, system = (family.template, family.system) if family else (None, None)
     else:
         template, system = TEMPLATES.get(name.lower(), (name, None))
+        if template is not None and not _is_template(template):
+            meant = nearest(template, [*TEMPLATES, *TEMPLATE_NAMES])
+            raise RecipeError(f"{given.place}: '{name}' is no template's name, file or Jinja text{meant}")
     found = {"chat_template": Given(template, given.place)} if template else {}
     if system and "system" not in flags:
         found["system_prompt"] = Given(system, given.place)
     return found
+
+
+def _is_template(text: str) -> bool:
+    return "{" in text or text in TEMPLATE_NAMES or Path(text).expanduser().is_file()
 
 
 def _system(given: Given, flags: Layer, family: Family | None) -> Layer:
@@ -70,7 +78,12 @@ def _bits(given: Given, flags: Layer, family: Family | None) -> Layer:
     bits = number(given, int)
     if bits not in (0, 4, 8):
         raise RecipeError(f"{given.place} must be 0, 4 or 8 (bitsandbytes), found {said(given)}.")
-    return {"load_in_4bit": Given(bits == 4, given.place), "load_in_8bit": Given(bits == 8, given.place)}
+    keys = {"load_in_4bit": 4, "load_in_8bit": 8}
+    for key, other in keys.items():
+        if key in flags and number(flags[key], bool) != (bits == other):
+            one, two = f"{given.place} {said(given)}", f"{flags[key].place} {said(flags[key])}"
+            raise RecipeError(f"{one} and {two} disagree. Keep one of them.")
+    return {key: Given(bits == other, given.place) for key, other in keys.items()}
 
 
 def _quantiser(given: Given, flags: Layer, family: Family | None) -> Layer:
@@ -109,6 +122,10 @@ def _truncation(given: Given, flags: Layer, family: Family | None) -> Layer:
     return {key: given}
 
 
+def _strict(given: Given, flags: Layer, family: Family | None) -> Layer:
+    return {"on_bad_row": Given("error" if number(given, bool) else "skip", given.place)}
+
+
 def _catalog(given: Given, flags: Layer, family: Family | None) -> Layer:
     text = given.text or str(given.value)
     if not Path(text).is_file():
@@ -125,6 +142,8 @@ def _deepspeed(given: Given, flags: Layer, family: Family | None) -> Layer:
             raise RecipeError(f"{given.place}: there is no file '{text}'. Correct the path.")
         return {"deepspeed": Given(text, given.place)}
     known = yaml.safe_load(Path(__file__).with_name("deepspeed.yaml").read_text(encoding="utf-8"))
+    later = text.replace("_", "-")  # zero2, zero3_offload: later names of the same
+    text = next((name for name in (text, later, f"default-{later}") if name in known), text)
     if text not in known:
         raise RecipeError(f"{given.place} '{text}' is not known{nearest(text, known)} Or name a .json file.")
     return {"deepspeed": Given(known[text], given.place)}
@@ -142,6 +161,7 @@ CONVERSIONS: dict[str, Conversion] = {
     "reward_model_type": _reward,
     "lora_target_modules": _targets,
     "truncation_strategy": _truncation,
+    "strict": _strict,
     "custom_dataset_info": _catalog,
     "deepspeed": _deepspeed,
 }

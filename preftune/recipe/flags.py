@@ -150,7 +150,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="AUTO",
             also=("template", "chat_template"),
         ),
-        Flag("system", "system text of rows that have none, or a .txt file with it", also=("system_prompt",)),
+        Flag(
+            "system",
+            'system text of rows that have none ("" in a row: it is to have none), or a .txt file with it',
+            also=("system_prompt",),
+        ),
         Flag(
             "dtype",
             "AUTO (bf16 where the GPU has it, else fp16; fp32 on CPU), bf16, fp16, fp32",
@@ -177,7 +181,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("sft_type", "lora, or full", default="lora", also=("train_type", "tuner_type")),
         Flag(
             "lora_target_modules",
-            "ALL (every linear layer but the head), DEFAULT (query, key, value), or names",
+            "ALL (every linear layer but the head), DEFAULT (query, key, value), EMBEDDING, or names",
             default="DEFAULT",
             also=("target_modules",),
             kind=list,
@@ -219,6 +223,20 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="delete",
             also=("truncation",),
         ),
+        Flag(
+            "streaming",
+            "read files row by row while training, for data larger than memory; needs --max_steps, not for kto",
+            key="streaming",
+            default=False,
+            kind=bool,
+        ),
+        Flag(
+            "streaming_buffer",
+            "groups of a stream that are shuffled among each other [4096]",
+            key="streaming_buffer",
+            also=("streaming_buffer_size", "shuffle_buffer_size"),
+        ),
+        Flag("strict", "true: a bad row stops the run; false: bad rows are left out and counted", kind=bool),
         Flag("preprocess_num_proc", "processes that encode", key="dataset_num_proc", also=("dataset_num_proc",)),
     ),
     "training": (
@@ -264,6 +282,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("neftune_noise_alpha", "noise on embeddings", key="neftune_noise_alpha"),
         Flag("seed", "of data order and adapters", key="seed", default=42),
+        Flag("data_seed", "of data order alone; by default --seed", key="data_seed", also=("dataset_seed",)),
         Flag("eval_steps", "50 for adapters, 200 for full", key="eval_steps"),
         Flag("save_steps", "as --eval_steps by default", key="save_steps"),
         Flag("save_total_limit", "checkpoints that stay: the last and the best", key="save_total_limit", default=2),
@@ -279,7 +298,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("push_to_hub", "upload the model", key="push_to_hub", kind=bool),
         Flag("hub_model_id", "where to", key="hub_model_id"),
         Flag("hub_strategy", "when", key="hub_strategy", also=("push_hub_strategy",)),
-        Flag("deepspeed", "default-zero2, default-zero3, zero2-offload, zero3-offload, a file, or JSON"),
+        Flag(
+            "deepspeed",
+            "default-zero2, default-zero3, zero2-offload, zero3-offload, a file, or JSON",
+        ),
         Flag("dry_run", "print the resolved recipe and stop", default=False, kind=bool),
     ),
 }

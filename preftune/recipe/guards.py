@@ -23,14 +23,15 @@ FACTOR = 2  # a batch of half or twice as much is not far
 SIMPO_LIKE = frozenset({"simpo", "alphapo", "cpo", "slic_hf", "rrhf"})
 
 
-def guard_rails(recipe: Recipe, parameters: int, batch: int) -> list[str]:
+def guard_rails(recipe: Recipe, parameters: int, batch: int, processes: int = 1) -> list[str]:
     """The warnings that the settings deserve, one line each.
 
     Args:
         parameters: of the model, the frozen ones too.
         batch: groups of one optimizer step over all processes.
+        processes: how many these are.
     """
-    return list(_of_large_models(recipe, batch)) if parameters > LARGE else []
+    return list(_of_large_models(recipe, batch, processes)) if parameters > LARGE else []
 
 
 def bf16_guard(recipe: Recipe, device: str | None) -> str | None:
@@ -38,9 +39,15 @@ def bf16_guard(recipe: Recipe, device: str | None) -> str | None:
     if device is None:
         return None
     if recipe.training.get("bf16"):
-        return f"bf16: {device} does not compute in bfloat16, so it is refused or very slow. Set fp16: true instead."
+        return (
+            f"bf16: {device} does not compute in bfloat16 and only emulates it, which is very slow. Set fp16: true in "
+            "its place; preftune rlhf chooses by itself with --dtype AUTO."
+        )
     if recipe.torch_dtype == "bfloat16":
-        return f"torch_dtype bfloat16: {device} does not compute in it, so it is very slow. Set float16, or auto."
+        return (
+            f"torch_dtype bfloat16: {device} does not compute in it and only emulates it, which is very slow. Set "
+            "float16; preftune rlhf chooses by itself with --dtype AUTO."
+        )
     return None
 
 
@@ -54,7 +61,23 @@ def template_guard(has_template: bool, multi_turn: bool) -> str | None:
     )
 
 
-def _of_large_models(recipe: Recipe, batch: int) -> Iterator[str]:
+def ppo_guard(recipe: Recipe, has_template: bool | None) -> str | None:
+    """A warning where PPO starts from a base model.
+
+    Args:
+        has_template: whether the model's tokenizer brings a chat template of its own, which a base model's does not;
+            None: it is not known.
+    """
+    if recipe.objective != "ppo" or has_template is not False:
+        return None
+    return (
+        f"ppo: '{recipe.model_name_or_path}' has no chat template of its own, so it looks like a base model. PPO "
+        "learns from answers that the model samples, and without supervised fine-tuning hardly any is worth a reward. "
+        "Train it on answers first (preftune sft, objective: sft), by full fine-tuning, and start from that."
+    )
+
+
+def _of_large_models(recipe: Recipe, batch: int, processes: int) -> Iterator[str]:
     alike = sorted(SIMPO_LIKE & _parts(recipe))
     rate = recipe.training["learning_rate"]
     if alike and not recipe.trains_adapter and rate > HIGHEST_RATE:
@@ -71,16 +94,18 @@ def _of_large_models(recipe: Recipe, batch: int) -> Iterator[str]:
             "between chosen and rejected, which no model gives without being wrecked. Published are ratios of 0.1 to "
             "0.8, and betas of 2 to 10: beta is far larger than DPO's."
         )
-    if recipe.trains_adapter and alike and alike[0] in ("simpo", "alphapo"):
+    margined = [name for name in alike if name in ("simpo", "alphapo")]
+    if recipe.trains_adapter and margined:
         yield (
-            f"{alike[0]} with LoRA is reported to do poorly, and its authors only trained whole models. Full "
-            "fine-tuning is recommended: leave use_peft out."
+            f"{margined[0]} with LoRA is reported to do poorly, and its authors only trained whole models. Full "
+            "fine-tuning is recommended: leave use_peft out (preftune rlhf: --sft_type full)."
         )
     if _prefers(recipe.build_objective()) and not PUBLISHED_BATCH / FACTOR <= batch <= PUBLISHED_BATCH * FACTOR:
         yield (
-            f"A step has {batch} groups, far from the {PUBLISHED_BATCH} that published settings are tuned for. "
-            f"Add total_batch_size={PUBLISHED_BATCH} on the command line (in a file, in place of "
-            "gradient_accumulation_steps): it holds whatever the number of devices."
+            f"A step has {batch} groups (in {processes} process{'es' * (processes != 1)}), far from the "
+            f"{PUBLISHED_BATCH} that published settings are tuned for. Add total_batch_size={PUBLISHED_BATCH} on the "
+            "command line (preftune rlhf: --total_batch_size; in a file, in place of gradient_accumulation_steps): it "
+            "holds whatever the number of devices."
         )
 
 

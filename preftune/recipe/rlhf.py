@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import RecipeError
+from preftune.model.bf16 import auto_dtype
 from preftune.objectives import objective_names
 from preftune.recipe.compat import OBJECTIVES
 from preftune.recipe.conversions import CONVERSIONS, number, said
@@ -25,7 +26,15 @@ from preftune.recipe.load import known_keys, resolve
 from preftune.recipe.schema import Recipe
 from preftune.recipe.training import training_kinds
 from preftune.recipe.trl import LOSSES
-from preftune.recipe.unsupported import ADAPTER_REASON, GENERATION, NO_EFFECT, NOT_GENERATED, NOT_HERE, OTHER_ADAPTERS
+from preftune.recipe.unsupported import (
+    ADAPTER_REASON,
+    GENERATION,
+    MEANT,
+    NO_EFFECT,
+    NOT_GENERATED,
+    NOT_HERE,
+    OTHER_ADAPTERS,
+)
 from preftune.recipe.values import nearest
 from preftune.recipe.words import read_words
 
@@ -119,6 +128,7 @@ def _shaped(flag: Flag | None, name: str, given: Given) -> Given:
         if given.value is True and given.text is None and given.place.endswith(f"--{name}"):
             raise RecipeError(f"{given.place} has no value. Write --{name} VALUE, or several.")
         values = given.value if isinstance(given.value, (list, dict)) else [given.value]
+        _refuse_key(name, values)
         if flag.name in ("dataset", "val_dataset") and isinstance(values, list):
             values = [str(value) for value in values]
         return Given(values, given.place)
@@ -129,15 +139,28 @@ def _shaped(flag: Flag | None, name: str, given: Given) -> Given:
     return given
 
 
+def _refuse_key(name: str, values: Sequence[Any] | dict[str, Any]) -> None:
+    """`--dataset a.jsonl beta=2`: the way to write a key of `preftune train`."""
+    for value in values if isinstance(values, list) else ():
+        key, equals, _ = str(value).partition("=")
+        if equals and (key in BY_NAME or key in known_keys()) and not Path(str(value)).exists():
+            raise RecipeError(f"--{name}: '{value}' is no value of it. Write a flag as --{key} VALUE.")
+
+
 def _check_known(name: str, given: Given) -> None:
     known = known_keys()
     if name in BY_NAME or name in known:
         return
-    meant = nearest(name, [*BY_NAME, *NO_EFFECT, *NOT_HERE, *sorted(known)])
+    meant = f"; did you mean '{MEANT[name]}'?" if name in MEANT else nearest(name, _offered(known))
     meant = meant.replace("'", "'--", 1)
     remedy = "" if meant.endswith("?") else " See preftune rlhf --help."
     place = "command line" if given.place.startswith("--") else given.place.split(" --")[0]
     raise RecipeError(f"{place}: '--{name}' is not a flag{meant}{remedy}")
+
+
+def _offered(known: Collection[str]) -> list[str]:
+    """The flags to look for the meant one among."""
+    return [*BY_NAME, *NO_EFFECT, *NOT_HERE, *sorted(known)]
 
 
 def _refuse_absent(name: str, given: Given) -> None:
@@ -245,7 +268,7 @@ def _defaults(flags: Layer, last: Layer, method: str, processes: int) -> dict[st
     every = last.get("eval_steps", Given(50 if sft_type == "lora" else 200, DOCUMENTED)).value
     found |= {
         "output_dir": f"output/{_model_name(flags, last)}-{method}",
-        "torch_dtype": None if {"torch_dtype", "bf16", "fp16"} & last.keys() else _auto_dtype(),
+        "torch_dtype": None if {"torch_dtype", "bf16", "fp16"} & last.keys() else auto_dtype(),
         "truncation": "drop",
         "per_device_eval_batch_size": batch,
         "gradient_accumulation_steps": math.ceil(16 / max(batch * processes, 1)),
@@ -288,12 +311,24 @@ def _held_out(flags: Layer, last: Layer, every: Any, method: str) -> dict[str, A
         size = None
     else:
         size = number(ratio, float)
+        streams = "streaming" in last and number(last["streaming"], bool)
+        if streams and size:
+            if "dataset_test_ratio" in flags:
+                raise RecipeError(
+                    f"{ratio.place} {said(ratio)} takes all rows at once, and --streaming is true. Leave it out, or "
+                    "name --val_dataset in its place."
+                )
+            log.info("Nothing is held out of a stream; --val_dataset names what to evaluate on.")
+            size = 0
         if not 0 <= size < 1:
             raise RecipeError(f"{ratio.place} must be at least 0 and below 1, found {said(ratio)}.")
         if not size:
             if "eval_steps" in flags:
                 given = flags["eval_steps"]
-                raise RecipeError(f"{given.place} {said(given)} needs data, but --dataset_test_ratio is 0.")
+                why = "nothing is held out of a stream" if streams else "--dataset_test_ratio is 0"
+                raise RecipeError(
+                    f"{given.place} {said(given)} needs data, but {why}. Name --val_dataset, or leave it out."
+                )
             return {}
     best = "objective/scores" if method == "ppo" else "loss"
     return {"test_split_size": size, "eval_strategy": "steps", "eval_steps": every, "metric_for_best_model": best}
@@ -335,11 +370,3 @@ def _model_name(flags: Layer, last: Layer) -> str:
         return str(flags["model_type"].value).lower()
     model = last.get("model_name_or_path")
     return Path(str(model.value)).name if model is not None else "model"
-
-
-def _auto_dtype() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"

@@ -137,7 +137,7 @@ class Recipe:
         dataset_catalog: a YAML file with more named data sets.
         mixer_order: rows of a weight are drawn by the seed (random), or are the first ones, as published (head).
         test_split_size: what is held out of a source without a test split: a share, or a number of examples.
-        system_prompt: the system text of rows that have none.
+        system_prompt: the system text of rows that have none; a row with an empty one ("") keeps it so.
         streaming: read the files row by row while training, for data larger than memory; needs max_steps.
         streaming_buffer: groups that are shuffled among each other in a stream; rounded up to whole steps.
         ranked_pairs: how ranked rows become pairs: best_worst, or all.

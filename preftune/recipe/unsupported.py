@@ -46,7 +46,7 @@ NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
     "device_max_memory": ((None, []), _SPLIT),
     "device_map": ((None, "auto"), _SPLIT),
     "sequence_parallel_size": ((1,), "a sequence is not split over GPUs"),
-    "streaming": ((False,), "take a part with --dataset NAME#500, or a recipe: preftune train streams files"),
+    "resume_only_model": ((False,), "to start from its weights, name its folder with --model_id_or_path or --adapters"),
     "train_dataset_sample": ((-1, None), _SAMPLE),
     "val_dataset_sample": ((-1, None), "write the number behind the name: --val_dataset NAME#500"),
     "train_dataset_mix_ratio": ((0, None), "weights of data sets are written in a recipe (dataset: {a: 0.5, b: 1.0})"),
@@ -62,6 +62,7 @@ NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
     "additional_trainable_parameters": ((None, []), "name what is frozen with --freeze_parameters"),
     "trainable_parameters": ((None, []), "name what is frozen with --freeze_parameters"),
     "bnb_4bit_compute_dtype": (("AUTO", "auto", None), "it is --dtype"),
+    "bnb_4bit_comp_dtype": (("AUTO", "auto", None), "it is --dtype"),
     "bnb_4bit_quant_storage": ((None,), "storage is that of bitsandbytes"),
     "use_galore": ((False,), "name an optimizer with --optim"),
     "use_loss_scale": ((False,), "all tokens of a response weigh the same"),
@@ -74,4 +75,19 @@ NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
     "model_author": ((None, []), "it is of the self-cognition rows, which are not shipped"),
     "model_name": ((None, []), "it is of the self-cognition rows; for the model itself write --model_id_or_path"),
 }  # fmt: skip
+# What people write from memory, and the flag that it is here.
+MEANT: dict[str, str] = {
+    **dict.fromkeys(("lr", "peak_lr"), "learning_rate"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "epoch"), "num_train_epochs"),
+    **dict.fromkeys(("lambda", "orpo_lambda", "pref_beta", "kl_beta", "orpo_alpha"), "beta"),
+    **dict.fromkeys(("grad_accum", "gradient_accumulation", "accumulation_steps"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("use_lora", "use_peft_lora", "finetuning_type", "lora", "full"), "sft_type"),
+    **dict.fromkeys(("precision", "mixed_precision"), "dtype"),
+    **dict.fromkeys(("max_len", "max_seq_len", "cutoff_len", "model_max_length"), "max_length"),
+    **dict.fromkeys(("data", "train_file", "data_path", "train_dataset"), "dataset"),
+    **dict.fromkeys(("eval_data", "valid_dataset", "validation_dataset"), "val_dataset"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "lr_scheduler_type"),
+    **dict.fromkeys(("method", "algorithm", "algo", "stage", "pref_loss"), "rlhf_type"),
+    **dict.fromkeys(("grad_checkpoint", "activation_recompute"), "gradient_checkpointing"),
+}
 OTHER_ADAPTERS = ("longlora", "adalora", "ia3", "llamapro", "adapter", "vera", "boft", "fourierft", "reft")

@@ -12,6 +12,7 @@ from pathlib import Path
 from preftune.errors import RecipeError
 from preftune.recipe.layers import Given, Layer, parse_value, read_file
 
+_LONG_DASHES = ("–", "—", "−", "‐", "‑")
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -46,6 +47,9 @@ def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
             groups.append((name.replace("-", "_"), [value] if equals else []))
         elif word.startswith("-") and not _is_number(word):
             raise RecipeError(f"command line: '{word}' is no flag; flags start with two dashes: -{word}.")
+        elif word[0:1] in _LONG_DASHES:
+            name = word.lstrip("".join(_LONG_DASHES) + "- ")
+            raise RecipeError(f"command line: '{word}' starts with a long dash, as web pages print it. Write --{name}.")
         elif not groups:
             raise RecipeError(f"command line: expected --FLAG VALUE, found '{word}'. Put its flag in front of it.")
         else:

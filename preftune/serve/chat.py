@@ -169,18 +169,23 @@ def model_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise ModelError(f"The folder '{folder}' does not exist. 'preftune demo' makes one: runs/demo.")
-    if (folder / "config.json").exists():
+    if _holds_model(folder):
         return folder
     numbered = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-[0-9]*") if _is_model(path)}
     if not numbered:
-        raise ModelError(f"There is no model in '{folder}': neither config.json nor checkpoint-N.")
+        raise ModelError(f"There is no model in '{folder}': no config.json, adapter_config.json or checkpoint-N.")
     newest = numbered[max(numbered)]
     log.info("The run has no final model; using %s.", newest)
     return newest
 
 
 def _is_model(path: Path) -> bool:
-    return path.name.removeprefix("checkpoint-").isdigit() and (path / "config.json").exists()
+    return path.name.removeprefix("checkpoint-").isdigit() and _holds_model(path)
+
+
+def _holds_model(folder: Path) -> bool:
+    """Weights with their config, or an adapter, which names its base model."""
+    return any((folder / file).exists() for file in ("config.json", "adapter_config.json"))
 
 
 def _questions(at_terminal: bool) -> Iterator[str]:

@@ -70,7 +70,7 @@ def open_reward_model(name: str) -> RewardModel:
     """
     disable_progress_bar()
     folder = Path(name).expanduser()
-    if folder.is_dir() and not any((folder / file).exists() for file in ("config.json", "adapter_config.json")):
+    if folder.is_dir():
         name = str(model_folder(folder))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(name)

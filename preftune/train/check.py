@@ -39,6 +39,7 @@ from preftune.objectives.base import Baseline, Reads
 from preftune.recipe import Recipe, load_recipe, resolve_batch
 from preftune.train.arguments import default_micro_batch_tokens
 from preftune.train.data import load_examples, look_at, tokenize_for
+from preftune.train.forewarn import forewarnings
 from preftune.train.loader import check_prompts
 from preftune.train.models import check_fits, lora_settings, refuse_adapter
 from preftune.train.step import Packing
@@ -166,6 +167,7 @@ def check_data(
             held_out, held_groups = _read_held_out(recipe, tokenizer, examples)
         config = load_config(recipe.model_name_or_path, recipe.model_revision, recipe.trust_remote_code)
         _check_run(recipe, config, tokenizer, new_tokens, groups + held_groups)
+        foreseen = forewarnings(recipe, ranks)
     chat = read_chat_format(tokenizer)
     counts = survey(examples, groups, recipe.build_objective().layout, chat)
     packing = _packing(recipe)
@@ -182,6 +184,7 @@ def check_data(
     memory, no_memory = _memory(recipe, config, savings.fullest)
     warnings += advise(counts, tokens, chat, skipped, recipe.max_length)
     warnings += _of_run(batch.total, len(groups), held_out)
+    warnings += foreseen
     return CheckReport(
         recipe, tokenizer, mappings, skipped, tokens, groups, counts, savings,
         _steps(recipe, savings.steps), batch.total, held_out, memory, no_memory, notes, warnings,

@@ -131,13 +131,13 @@ def tokenize_for(
 
 
 def with_system(examples: Sequence[Example], text: str | None) -> list[Example]:
-    """The examples, with `text` as system message in front of the prompts that have none."""
+    """The examples, with `text` as system message in front of the prompts that have none and say nothing of it."""
     if not text:
         return list(examples)
     message = Message("system", text)
     return [
         example
-        if any(said.role == "system" for said in example.prompt)
+        if example.no_system or any(said.role == "system" for said in example.prompt)
         else replace(example, prompt=(message, *example.prompt))
         for example in examples
     ]

@@ -25,6 +25,7 @@ from preftune import __version__
 from preftune.data import TokenizationReport
 from preftune.data.plan import Cut
 from preftune.errors import CheckpointError, Interrupted, RecipeError
+from preftune.model.bf16 import device_without_bf16
 from preftune.model.heads import save_value_head
 from preftune.model.sharding import count_parameters, shape_of
 from preftune.objectives import load_objective
@@ -47,6 +48,7 @@ from preftune.train.data import load_groups
 from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
 from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
+from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
 from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.stream import GroupStream
@@ -82,6 +84,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
 
 def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, Any]:
     started = time.perf_counter()
+    check_packages(recipe)
     quiet_transformers()
     if recipe.objective == "ppo":
         return _train_ppo(recipe, callbacks)
@@ -93,7 +96,9 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     args = build_arguments(recipe)
     set_seed(args.seed)
     model = load_trained_model(recipe, tokenizer, new_tokens)
-    for warning in guard_rails(recipe, count_parameters(model), args.train_batch_size * args.world_size):
+    for warning in guard_rails(
+        recipe, count_parameters(model), args.train_batch_size * args.world_size, args.world_size
+    ):
         logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
     rows = known + (held_out or [])
@@ -232,7 +237,7 @@ def _evaluate_the_end(trainer: PreferenceTrainer) -> None:
 def build_arguments(recipe: Recipe) -> PreferenceArguments:
     """`TrainingArguments` with the recipe's global batch for this number of processes."""
     batch = resolve_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    warning = bf16_guard(recipe, _device_without_bf16(bool(recipe.training.get("use_cpu"))))
+    warning = bf16_guard(recipe, device_without_bf16(bool(recipe.training.get("use_cpu"))))
     if warning is not None:
         logger.warning(warning)
     given = {
@@ -250,13 +255,6 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
         return PreferenceArguments(**given)
     except (ValueError, TypeError, ImportError) as cause:
         raise RecipeError(f"{recipe.origin}: {str(cause).splitlines()[0]}") from cause
-
-
-def _device_without_bf16(on_cpu: bool) -> str | None:
-    """The name of the GPU, if it is used and only emulates bfloat16."""
-    if on_cpu or not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
-        return None
-    return torch.cuda.get_device_name()
 
 
 def _check_fits(

@@ -20,6 +20,7 @@ from preftune.data.sources import excerpt
 from preftune.errors import DataError, ModelError
 from preftune.model.load import load_tokenizer, one_line
 from preftune.recipe import Recipe
+from preftune.train.forewarn import warning_of_ppo
 from preftune.types import Example, Message
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ def load_run_tokenizer(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, tuple[i
         trust_remote_code=recipe.trust_remote_code,
         chat_template=recipe.chat_template,
     )
+    warning = warning_of_ppo(recipe)
+    if warning is not None:
+        logger.warning(warning)
     name = recipe.chat_template
     if name is None and not tokenizer.chat_template and recipe.tokenization != "princeton":
         name = BASE_TEMPLATE

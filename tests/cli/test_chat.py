@@ -1,6 +1,7 @@
 """`preftune chat` with a tiny random model: its words are noise, the road to them is what is tested."""
 
 import io
+import shutil
 
 import pytest
 import torch
@@ -115,7 +116,10 @@ def test_a_question_longer_than_the_context_is_refused(talk):
     ("name", "line"),
     [
         ("none", "ModelError: The folder 'none' does not exist. 'preftune demo' makes one: runs/demo.\n"),
-        ("empty", "ModelError: There is no model in 'empty': neither config.json nor checkpoint-N.\n"),
+        (
+            "empty",
+            "ModelError: There is no model in 'empty': no config.json, adapter_config.json or checkpoint-N.\n",
+        ),
     ],
 )
 def test_a_folder_without_a_model_is_one_line(tmp_path, monkeypatch, capsys, name, line):
@@ -131,6 +135,47 @@ def test_a_run_without_a_final_model_gives_its_newest_checkpoint(tmp_path):
         if name != "checkpoint-11":
             (tmp_path / name / "config.json").touch()
     assert model_folder(tmp_path).name == "checkpoint-10"
+
+
+@pytest.fixture
+def lora_run(folder, tmp_path):
+    """The folder of a LoRA run: an adapter beside its tokenizer, and a checkpoint with another one."""
+    from preftune.model.load import load_model, load_tokenizer
+    from preftune.model.lora import LoraSettings, add_adapter, save_plain_lora
+
+    for seed, place in ((1, tmp_path), (2, tmp_path / "checkpoint-3")):
+        torch.manual_seed(seed)
+        adapted = add_adapter(load_model(str(folder)), LoraSettings(r=2, init="gaussian"))
+        for name, weight in adapted.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight)
+        save_plain_lora(adapted, place)
+        load_tokenizer(str(folder)).save_pretrained(place)
+    return tmp_path
+
+
+def answers(place, monkeypatch, capsys):
+    lines(monkeypatch, "a b\nc\nd d\n")
+    assert main(["chat", str(place), "--temperature", "0", "--max-tokens", "6"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_folder_of_a_lora_run_answers_with_its_adapter_on_its_base_model(lora_run, folder, monkeypatch, capsys):
+    from preftune.model.load import load_model
+
+    merged = lora_run.parent / f"{lora_run.name}-merged"
+    load_model(str(lora_run)).merge_and_unload().save_pretrained(merged)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(folder / file, merged / file)
+    said = answers(lora_run, monkeypatch, capsys)
+    assert said == answers(merged, monkeypatch, capsys) != answers(folder, monkeypatch, capsys)
+
+
+def test_of_a_lora_run_without_a_final_adapter_the_newest_checkpoint_answers(lora_run, monkeypatch, capsys):
+    last = answers(lora_run / "checkpoint-3", monkeypatch, capsys)
+    (lora_run / "adapter_config.json").unlink()
+    assert model_folder(lora_run) == lora_run / "checkpoint-3"
+    assert answers(lora_run, monkeypatch, capsys) == last
 
 
 @pytest.mark.parametrize("words", [["--temperature", "-1"], ["--max-tokens", "0"], ["--temperature", "hot"]])

@@ -81,6 +81,26 @@ def test_a_mistake_is_one_line_and_2(words, line, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == line
 
 
+@pytest.mark.parametrize(
+    ("there", "words", "resumes"),
+    [
+        (["checkpoint-5", "checkpoint-10"], [], "auto"),
+        ([], [], None),
+        (["earlier-1"], [], None),
+        (["checkpoint-5"], ["--resume_from_checkpoint=false"], False),
+        (["checkpoint-5"], ["--resume_from_checkpoint=true"], True),
+    ],
+)
+def test_a_checkpoint_in_the_output_folder_is_gone_on_from(there, words, resumes, tmp_path, capsys):
+    for name in there:
+        (tmp_path / name).mkdir()
+    assert run_verb("run_simpo", [MISTRAL, f"--output_dir={tmp_path}", *words, "--dry-run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out).get("resume_from_checkpoint") == resumes
+    said = f"{tmp_path} holds {there[-1] if there else ''}: the run goes on from the last checkpoint"
+    assert err.count(said) == (resumes == "auto")
+
+
 def test_the_script_itself_runs():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "scripts/run_simpo.py"), MISTRAL, "--dry-run", "--json"]

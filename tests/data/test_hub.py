@@ -155,9 +155,9 @@ def test_a_test_split_is_held_out_of_a_hub_set_without_one(said, way):
 
 
 REFUSED = {
-    "no such split": ("DataError: owner/pairs: ", "['train_prefs', 'test_prefs']", "Name one of these in 'splits'"),
-    "no such set": ("DataError: owner/gone: cannot be had from the hub", "owner/gone", "Check the name"),
-    "files that are not there": ("DataError: dikw/hh_rlhf_cn: ", "is 'hh_rlhf_train.jsonl'", "name a local copy"),
+    "no such split": ("DataError: owner/pairs: ", "['train_prefs', 'test_prefs']", "one of these in 'dataset_splits'"),
+    "no such set": ("DataError: owner/gone: cannot be had", "the network, or download it and name the file or folder"),
+    "files that are not there": ("dikw/hh_rlhf_cn: ", "hh_rlhf_train.jsonl", "local copy: dikw/hh_rlhf_cn=PATH."),
     "ModelScope": ("MissingExtraError: MS::owner/pairs needs", "the 'modelscope' extra", "preftune[modelscope]"),
     "no such config": ("DataError: owner/confs:c: cannot be had from the hub", "'c'", ""),
 }  # fmt: skip

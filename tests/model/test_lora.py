@@ -352,6 +352,15 @@ def test_what_cannot_be_scored_or_split_is_refused():
 # --- tied weights
 
 
+@pytest.mark.parametrize(("name", "table"), [("llama", "embed_tokens"), ("gpt2", "wte")])
+def test_the_word_embedding_is_the_input_embeddings_whatever_their_name(name, table):
+    model = build_model(name, tie_word_embeddings=False)
+    assert target_modules(model, ["EMBEDDING"]) == [table]
+    assert target_modules(model, ["DEFAULT", "embedding"]) == [*target_modules(model, "DEFAULT"), table]
+    adapter = add_adapter(model, LoraSettings(r=2, target_modules=["EMBEDDING"]))
+    assert any("lora_embedding_A" in path for path, weight in adapter.named_parameters() if weight.requires_grad)
+
+
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
 def test_lora_on_one_side_of_a_tied_weight_is_refused(name):
     with pytest.raises(ModelError, match="is tied, input embeddings and output head are one weight"):

@@ -1,9 +1,11 @@
 """Guard rails: which settings are warned of, and which are not."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from preftune.recipe import load_recipe
-from preftune.recipe.guards import bf16_guard, guard_rails, template_guard
+from preftune.recipe.guards import bf16_guard, guard_rails, ppo_guard, template_guard
 
 EIGHT_BILLION, SMALL = 8_000_000_000, 400_000_000
 
@@ -77,7 +79,11 @@ def test_small_models_get_no_false_alarm():
     ("values", "beginning", "remedy"),
     [
         ({"bf16": True}, "bf16: Tesla V100 ", "fp16: true"),
-        ({"torch_dtype": "bfloat16"}, "torch_dtype bfloat16: Tesla V100 ", "float16, or auto"),
+        (
+            {"torch_dtype": "bfloat16"},
+            "torch_dtype bfloat16: Tesla V100 ",
+            "Set float16; preftune rlhf chooses by itself with --dtype AUTO",
+        ),
     ],
 )
 def test_bfloat16_on_a_card_without_it_is_warned_of(values, beginning, remedy):
@@ -94,3 +100,22 @@ def test_several_turns_without_a_template_are_warned_of():
     assert "chat_template: chatml" in template_guard(has_template=False, multi_turn=True)
     assert template_guard(has_template=True, multi_turn=True) is None
     assert template_guard(has_template=False, multi_turn=False) is None
+
+
+def test_ppo_on_a_base_model_is_warned_of_and_on_one_that_is_not_known_is_not():
+    ppo = SimpleNamespace(objective="ppo", model_name_or_path="my-base")
+    line = ppo_guard(ppo, has_template=False)
+    assert line.startswith("ppo: 'my-base' has no chat template of its own") and "preftune sft" in line
+    assert ppo_guard(ppo, has_template=True) is None and ppo_guard(ppo, has_template=None) is None
+    assert ppo_guard(recipe(objective="dpo"), has_template=False) is None
+
+
+def test_the_batch_is_said_with_the_processes_that_make_it():
+    assert "A step has 32 groups (in 1 process), far" in warnings(batch=32)[0]
+    (line,) = guard_rails(recipe(), EIGHT_BILLION, 32, 2)
+    assert "A step has 32 groups (in 2 processes), far" in line
+
+
+def test_simpo_with_an_adapter_in_a_mixture_is_warned_of_whatever_stands_beside_it():
+    (line,) = warnings(objective="mixture", mixture={"cpo": 0.5, "simpo": 1.0}, use_peft=True)
+    assert line.startswith("simpo with LoRA")

@@ -47,7 +47,23 @@ MISTYPED = [
     (f"rlhf {BASE} --deepspeed default-zero4", "did you mean 'default-zero"),
     (f"rlhf {BASE} --rlhf_type dpo --loss_type sigmod", "one of sigmoid, hinge"),
 ]  # fmt: skip
+FROM_MEMORY = [
+    (f"rlhf {BASE} --lr 1e-6", "did you mean '--learning_rate'"),
+    (f"rlhf {BASE} --epochs 3", "did you mean '--num_train_epochs'"),
+    (f"rlhf {BASE} --num_epochs 3", "did you mean '--num_train_epochs'"),
+    (f"orpo {BASE} --lambda 0.1", "did you mean '--beta'"),
+    (f"orpo {BASE} --orpo_lambda 0.1", "did you mean '--beta'"),
+    (f"rlhf {BASE} --grad_accum 4", "did you mean '--gradient_accumulation_steps'"),
+    (f"rlhf {BASE} --use_lora true", "did you mean '--sft_type'"),
+    (f"rlhf {BASE} --scheduler cosine", "did you mean '--lr_scheduler_type'"),
+    (f"rlhf {BASE} --cutoff_len 512", "did you mean '--max_length'"),
+    (f"rlhf {BASE} --method simpo", "did you mean '--rlhf_type'"),
+]
 WRONG_VALUES = [
+    (f"simpo {BASE} beta=2", "--dataset: 'beta=2' is no value of it. Write a flag as --beta VALUE"),
+    (f"simpo {BASE} —beta 2", "'—beta' starts with a long dash, as web pages print it. Write --beta"),
+    (f"simpo {BASE} –beta 2", "Write --beta"),
+    (f"simpo {BASE} --template_type lama3", "'lama3' is no template's name, file or Jinja text; did you mean 'llama3'"),
     (f"rlhf {BASE} --beta", "--beta has no value"),
     (f"rlhf {BASE} --dataset_test_ratio", "--dataset_test_ratio has no value"),
     (f"rlhf {MODEL} --dataset", "--dataset has no value"),
@@ -126,13 +142,22 @@ CONTRADICTIONS = [
     (f"{PPO} --sft_weight 0.1", "ppo samples its own"),
     (f"{PPO} --disable_dropout false", "its ratios compare with log-probs without dropout"),
     (f"{PPO} --precompute_reference true", "'precompute_reference' true has no effect"),
-    (f"simpo {BASE} --streaming true", "--dataset NAME#500"),
+    (f"simpo {BASE} --resume_only_model true", "name its folder with --model_id_or_path or --adapters"),
+    (f"simpo {BASE} --bnb_4bit_comp_dtype bf16", "it is --dtype"),
+    (f"simpo {BASE} --strict maybe", "--strict must be true or false"),
+    (f"simpo {BASE} --streaming true", "--streaming: 'streaming' true needs max_steps"),
+    (f"kto {BASE} --streaming true --max_steps 2", "'streaming' true is not for kto"),
+    (f"simpo {BASE} --streaming true --max_steps 2 --dataset_test_ratio 0.1", "name --val_dataset in its place"),
+    (f"simpo {BASE} --streaming true --max_steps 2 --eval_steps 2", "held out of a stream. Name --val_dataset"),
+    (f"simpo {BASE} --streaming_buffer_size 64", "has no effect: streaming is false"),
+    (f"simpo {BASE} --streaming true --max_steps 2 --preprocess_num_proc 4", "takes all rows at once"),
     (f"simpo {BASE} --device_map_config x.json", "NPROC_PER_NODE"),
     (f"simpo {BASE} --warmup_ratio 0.1 --warmup_steps 10", "disagree"),
     (f"simpo {BASE} --total_batch_size 10 --batch_size 4", "is not a multiple of"),
     (f"simpo {BASE} --bf16 true --dtype fp16", "disagree"),
+    (f"simpo {BASE} --quantization_bit 4 --load_in_8bit true", "--quantization_bit 4 and --load_in_8bit true disagree"),
 ]  # fmt: skip
-CASES = [*MISTYPED, *WRONG_VALUES, *CONTRADICTIONS]
+CASES = [*MISTYPED, *FROM_MEMORY, *WRONG_VALUES, *CONTRADICTIONS]
 
 
 @pytest.fixture(autouse=True)

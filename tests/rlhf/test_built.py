@@ -1,16 +1,20 @@
 """Flags down to what is built: optimizer, schedule, adapter, batch, data."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
 
+from preftune.cli.main import main
+from preftune.data import load_preferences
+from preftune.recipe import load_recipe
 from preftune.recipe.rlhf import build_recipe, read_flags
 from preftune.train.data import load_groups, with_system
 from preftune.train.models import load_trained_model
 from preftune.train.run import build_arguments
 from preftune.train.trainer import PreferenceTrainer
-from preftune.types import Example, Message, Origin
+from preftune.types import Example, Layout, Message, Origin
 from tests.data.conftest import CHATML, build_byte_tokenizer
 from tests.small import build_model
 
@@ -143,6 +147,48 @@ def test_a_row_keeps_its_own_system_text():
     assert with_system([none], None) == [none]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.jsonl", '{"system": "own", "query": "q", "response": "a"}', ["own"]),
+        ("a.jsonl", '{"system": "", "query": "q", "response": "a"}', []),
+        ("a.jsonl", '{"system": null, "query": "q", "response": "a"}', ["given"]),
+        ("a.jsonl", '{"query": "q", "response": "a"}', ["given"]),
+        ("a.csv", "system,query,response\n,q,a\n", ["given"]),
+    ],
+)
+def test_an_empty_system_text_in_a_row_is_meant_and_null_or_an_empty_cell_says_nothing(name, text, expected, tmp_path):
+    (tmp_path / name).write_text(text)
+    (example,) = with_system(load_preferences(tmp_path / name, layout=Layout.SINGLE), "given")
+    assert [said.content for said in example.prompt if said.role == "system"] == expected
+
+
 def test_the_nll_term_has_its_weight(build):
     assert build().loss.sft_weight == 1.0
     assert build("--cpo_alpha 0.2").loss.sft_weight == 0.2
+
+
+def test_streaming_reads_the_file_row_by_row_and_holds_nothing_out(folder, tmp_path, capsys):
+    line = f"simpo --model_id_or_path {folder} --dataset {folder}/pairs.jsonl --output_dir {tmp_path} --sft_type full"
+    assert main(f"{line} --streaming true --streaming_buffer_size 16 --max_steps 1 --report_to none".split()) == 0
+    assert "Nothing is held out of a stream" in capsys.readouterr().err
+    found = load_recipe(tmp_path / "recipe.yaml")
+    assert (found.streaming, found.streaming_buffer, found.test_split_size) == (True, 16, None)
+    assert json.loads((tmp_path / "summary.json").read_text())["data"]["rows_read"] == 30
+
+
+def test_a_stream_evaluates_on_a_set_of_its_own(folder):
+    line = f"--model_id_or_path {folder} --dataset a.jsonl --val_dataset b.jsonl --streaming true --max_steps 4"
+    found = build_recipe(read_flags(line.split(), "simpo"))
+    assert (found.streaming, found.eval_dataset, found.test_split_size) == (True, ["b.jsonl"], None)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+@pytest.mark.parametrize("processes", ["", "2"])
+def test_deepspeed_that_is_not_installed_is_one_line_before_anything_is_read(processes, monkeypatch, capsys):
+    monkeypatch.setenv("NPROC_PER_NODE", processes)
+    assert main("simpo --model_id_or_path m --dataset none.jsonl --deepspeed default-zero2".split()) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "MissingExtraError: --deepspeed: 'deepspeed' needs the 'deepspeed' extra, which is not installed. "
+        "Run: pip install 'preftune[deepspeed]'"
+    )

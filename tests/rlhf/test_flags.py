@@ -61,6 +61,10 @@ CHANGES = {
     "dataset_test_ratio": ("0.2", {}, "test_split_size", 0.2),
     "max_length": ("512", {}, "max_length", 512),
     "truncation_strategy": ("truncation_left", {}, "truncation", "keep_end"),
+    "streaming": ("true", {"max_steps": "3"}, "streaming", True),
+    "streaming_buffer": ("64", {"streaming": "true", "max_steps": "3"}, "streaming_buffer", 64),
+    "strict": ("false", {}, "on_bad_row", "skip"),
+    "data_seed": ("7", {}, "data_seed", 7),
     "preprocess_num_proc": ("2", {}, "dataset_num_proc", 2),
     "output_dir": ("here", {}, "output_dir", "here"),
     "batch_size": ("4", {}, "per_device_train_batch_size", 4),
@@ -254,19 +258,24 @@ def test_a_system_text_may_be_a_file(tmp_path):
 )
 def test_auto_is_the_best_precision_of_the_device(monkeypatch, cuda, bf16, dtype):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
     assert recipe(dtype="AUTO").torch_dtype == recipe().torch_dtype == dtype
 
 
 def test_an_autocast_that_is_asked_for_goes_before_auto(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
     found = recipe(fp16="true")
     assert (found.torch_dtype, found.training["fp16"]) == (None, True)
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [("default-zero2", 2), ("default-zero3", 3), ("zero2-offload", 2), ("zero3-offload", 3)]
+    ("name", "stage"),
+    [
+        *[("default-zero2", 2), ("default-zero3", 3), ("zero2-offload", 2), ("zero3-offload", 3)],
+        *[("zero2", 2), ("zero3", 3), ("zero2_offload", 2), ("zero3_offload", 3)],
+    ],
 )
 def test_deepspeed_by_name(name, stage):
     zero = recipe(deepspeed=name).training["deepspeed"]["zero_optimization"]
