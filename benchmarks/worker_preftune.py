@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from workload import BETA, GAMMA, LEARNING_RATE, MAX_GRAD_NORM, Pair
 
 from preftune.data.plan import Cut
+from preftune.model.head_gradient import straight_into_grad
 from preftune.model.policy import to_policy
 from preftune.objectives.simpo import SimPO
 from preftune.train.arguments import default_micro_batch_tokens
@@ -45,9 +46,10 @@ def one_step(model: nn.Module, rows: Rows, precision: str) -> float:
     counts = step_counts(step)
     total = 0.0
     for batch in step.micro_batches:
-        with autocast(precision):
-            loss, _ = micro_batch_loss(model, batch, SIMPO, counts)
-        loss.backward()
+        with straight_into_grad():
+            with autocast(precision):
+                loss, _ = micro_batch_loss(model, batch, SIMPO, counts)
+            loss.backward()
         total += loss.item()
     return total
 

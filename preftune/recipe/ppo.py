@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _OF_RESPONSES = ("ranked_pairs", "cut_response_end", "sft_normalization", "value_head_format")
 _ONCE = ("precompute_reference", "tokens_cache", "dataset_num_proc", "streaming")
+_OTHER_LOOP = ("optimizer_state", "rescue_minutes", "on_nonfinite")
 _SHARDED = ("deepspeed", "fsdp")
 
 
@@ -33,6 +34,7 @@ def check_ppo(recipe: Recipe) -> None:
     reasons = {
         **dict.fromkeys(_OF_RESPONSES, "ppo samples its responses, and reads none"),
         **dict.fromkeys(_ONCE, "ppo reads prompts alone, and scores new responses in every step"),
+        **dict.fromkeys(_OTHER_LOOP, "ppo trains in a loop of its own"),
     }
     defaults = {field.name: field.default for field in fields(recipe)}
     for key, because in reasons.items():
@@ -40,6 +42,8 @@ def check_ppo(recipe: Recipe) -> None:
         if value != defaults[key]:
             said = str(value).lower() if isinstance(value, bool) else repr(value)
             raise RecipeError(f"'{key}' {said} has no effect: {because}. Leave it out.")
+    if recipe.master_weights == "split":
+        raise RecipeError("'master_weights' split is not for ppo. Set master_weights: true.")
     if not recipe.disable_dropout:
         raise RecipeError("'disable_dropout' false is not for ppo: its ratios compare with log-probs without dropout.")
     if recipe.tokenization != "preftune":

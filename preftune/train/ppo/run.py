@@ -56,7 +56,8 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
     set_seed(args.seed)
     models = load_models(recipe, ppo, tokenizer, new_tokens, args)
     _check_room(recipe, ppo, models, tokenizer, [*prompts, *held_out])
-    for warning in guard_rails(recipe, models.policy.num_parameters(), args.train_batch_size * args.world_size):
+    batch = args.train_batch_size * args.world_size
+    for warning in guard_rails(recipe, models.policy.num_parameters(), batch, args.world_size):
         logger.warning(warning)
     folder = Path(recipe.output_dir)
     resume = resolve_resume(args.resume_from_checkpoint, folder)
