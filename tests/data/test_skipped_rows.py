@@ -107,6 +107,7 @@ def test_the_report_names_the_first_rows_of_each_problem_over_several_files():
 
 
 def test_the_log_warns_with_the_count_and_is_silent_without_bad_rows(caplog):
+    caplog.set_level("WARNING", logger="preftune")
     to_examples(rows(GOOD, GOOD), "paired", on_bad_row="skip")
     assert not caplog.messages
     to_examples(rows(GOOD, BAD[Problem.NULL]), "paired", on_bad_row="skip")

@@ -147,6 +147,8 @@ SCHEMA_VALUES = {
     "trust_remote_code": True,
     "master_weights": False,
     "optimizer_state": "8bit",
+    "rescue_minutes": 0.5,
+    "on_nonfinite": "skip",
     "freeze": ["embeddings", "layers.0-1"],
     "load_in_4bit": True,
     "load_in_8bit": True,

@@ -1,7 +1,6 @@
 """Flags down to what is built: optimizer, schedule, adapter, batch, data."""
 
 import json
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from preftune.cli.main import main
 from preftune.data import load_preferences
 from preftune.recipe import load_recipe
 from preftune.recipe.rlhf import build_recipe, read_flags
+from preftune.train import needs
 from preftune.train.data import load_groups, with_system
 from preftune.train.models import load_trained_model
 from preftune.train.run import build_arguments
@@ -183,10 +183,10 @@ def test_a_stream_evaluates_on_a_set_of_its_own(folder):
     assert (found.streaming, found.eval_dataset, found.test_split_size) == (True, ["b.jsonl"], None)
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 @pytest.mark.parametrize("processes", ["", "2"])
 def test_deepspeed_that_is_not_installed_is_one_line_before_anything_is_read(processes, monkeypatch, capsys):
     monkeypatch.setenv("NPROC_PER_NODE", processes)
+    monkeypatch.setattr(needs, "find_spec", lambda name: None)
     assert main("simpo --model_id_or_path m --dataset none.jsonl --deepspeed default-zero2".split()) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "MissingExtraError: --deepspeed: 'deepspeed' needs the 'deepspeed' extra, which is not installed. "

@@ -91,7 +91,7 @@ def test_guard_rails_are_said_of_a_model_that_is_large(values, caplog, monkeypat
     assert "far from the 128" not in caplog.text and "is above 2e-06" not in caplog.text
     monkeypatch.setattr(guards, "LARGE", 1000)
     train(None, **values, learning_rate=1e-3)
-    assert "A step has 4 groups, far from the 128" in caplog.text
+    assert "A step has 4 groups (in 1 process), far from the 128" in caplog.text
     assert "learning_rate 0.001 is above 2e-06" in caplog.text
 
 
