@@ -25,7 +25,6 @@ from preftune.model.head_gradient import straight_into_grad
 from preftune.model.policy import to_policy
 from preftune.objectives.simpo import SimPO
 from preftune.train.arguments import default_micro_batch_tokens
-from preftune.train.heap import keep_freed_memory
 from preftune.train.step import Packing, StepLoss, build_step, micro_batch_loss, step_counts
 from preftune.types import Origin, TokenizedGroup
 
@@ -104,10 +103,7 @@ class OwnDesign:
 
     def __init__(self, design: str, weights: Path, precision: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).train()
-        self.model = model
-        if design in ROADS:
-            self.model = to_policy(model, road=ROADS[design])
-            keep_freed_memory()  # as the trainer does
+        self.model = to_policy(model, road=ROADS[design]) if design in ROADS else model
         self.step, self.precision = STEPS[design], precision
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         self.notes: list[str] = []

@@ -35,7 +35,6 @@ from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
-from preftune.train.heap import keep_freed_memory
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.metrics import MetricSums
@@ -199,8 +198,6 @@ class PreferenceTrainer(SealedTrainer):
         self.guard.seen, self.guard.skipped = [], 0
         if isinstance(resume_from_checkpoint, str):
             self.check_same_run(Path(resume_from_checkpoint))
-        if self.args.device.type == "cpu":
-            keep_freed_memory()
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     # data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import yaml
@@ -30,6 +31,7 @@ def terminate():
 def terminate_twice():
     def act():
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # two that come before Python has seen one are one
         os.kill(os.getpid(), signal.SIGTERM)
 
     at_step(5, act)
@@ -38,6 +40,7 @@ def terminate_twice():
 def interrupt_twice():
     def act():
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # two that come before Python has seen one are one
         os.kill(os.getpid(), signal.SIGINT)
 
     at_step(5, act)
