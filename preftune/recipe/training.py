@@ -33,7 +33,7 @@ OBJECTIVE_TRAINING_DEFAULTS: dict[str, dict[str, object]] = {
 ADAPTER_LEARNING_RATE = 5.0e-5
 
 # Fields whose annotation is narrower than what the Trainer takes.
-_WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
+_WIDER: dict[str, Any] = {"resume_from_checkpoint": bool | str | None, "fsdp": bool | str | None}
 
 _ABOVE_0: tuple[Callable[[Any], bool], str] = (lambda value: value > 0, "above 0")
 _AT_LEAST_0: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "at least 0")

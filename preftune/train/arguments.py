@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from preftune.errors import RecipeError
 from preftune.train.engines import join_deepspeed, prepare_environment
@@ -39,6 +40,11 @@ class PreferenceArguments(TrainingArguments):
             raise RecipeError(
                 f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate or torchrun), "
                 "or set CUDA_VISIBLE_DEVICES to one of them."
+            )
+        if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
+            raise RecipeError(
+                "'fsdp' shards over several processes, and this is one alone. Start them with --nproc N, torchrun or "
+                "accelerate launch, or leave fsdp out."
             )
 
 

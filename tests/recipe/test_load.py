@@ -282,3 +282,9 @@ def test_loading_says_what_it_converted(recipe_of, caplog):
     lines = [record.message for record in caplog.records]
     assert any("'cpo_alpha' is read as 'sft_weight'" in line for line in lines)
     assert any("'overwrite_output_dir' has no effect" in line for line in lines)
+
+
+@pytest.mark.parametrize("written", [True, "true"])
+def test_fsdp_is_a_switch(written):
+    """As text it would be the name of an option that nobody knows."""
+    assert load_recipe(None, {"model_name_or_path": "m", "dataset": "d", "fsdp": written}).training["fsdp"] is True

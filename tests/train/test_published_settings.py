@@ -13,6 +13,7 @@ from preftune.demo.corpus import corpus_texts
 from preftune.demo.model import build_model
 from preftune.demo.settings import ModelSettings
 from preftune.demo.tokenizer import train_tokenizer
+from preftune.errors import RecipeError
 from preftune.recipe import guards
 from preftune.train.record import read_log
 
@@ -108,3 +109,8 @@ def test_conversations_without_a_template_are_said(values, model_folder, tmp_pat
     changed["chat_template"] = "plain"  # asked for: by itself it would be chatml
     train(None, **{**values, **changed})
     assert caplog.text.count("the tokenizer has no chat template") == 1
+
+
+def test_fsdp_in_one_process_is_one_line(values):
+    with pytest.raises(RecipeError, match="shards over several processes, and this is one alone"):
+        train(None, **values, fsdp=True)
