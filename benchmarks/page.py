@@ -46,9 +46,9 @@ def _speed_section(plan: Plan, results: Results) -> list[str]:
     lines = ["## Speed", "", report.speed_table(results.steps, plan.baseline), ""]
     lines += [
         f"{plan.repeats} repetition(s) after a dropped warm-up{_of_the_takes(plan)}. Tokens are useful ones: each "
-        "prompt once, each response once. Speed-up: all repetitions together, and in brackets the median and each. Floor: the "
-        "time of the matrix products no design can avoid, at the best rate measured in the same repetition (attention "
-        "and everything elementwise counted as nothing).",
+        "prompt once, each response once. Speed-up: all repetitions together, and in brackets the median and each. "
+        "Floor: the time of the matrix products no design can avoid, at the best rate measured in the same repetition "
+        "(attention and everything elementwise counted as nothing).",
         "",
         f"Largest difference between two designs' losses on one batch: {_spread(results)}.",
         "",
