@@ -26,8 +26,9 @@ ALLOWED = {
     "onpolicy": MIDDLE | {"train"},
     "evaluation": MIDDLE | {"train"},
     "serve": MIDDLE | {"train"},
+    "export": MIDDLE | {"train"},
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "onpolicy", "evaluation", "serve", "demo"},
+    "cli": MIDDLE | {"train", "onpolicy", "evaluation", "serve", "export", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
+    "export": "write a model as one folder: adapter merged, precision chosen",
 }
 
 # Verbs that are `rlhf` with its --rlhf_type.
