@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "score": "score responses with a reward model",
     "chat": "talk to a model",
     "export": "write a model as one folder: adapter merged, precision chosen",
+    "push": "put a model or a run on the hub",
 }
 
 # Verbs that are `rlhf` with its --rlhf_type.

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from preftune.train.card import is_card
+
 
 def exported_card(title: str, run: Path | None, facts: dict[str, Any]) -> str:
     """The card as Markdown, with the front matter that the hub reads.
@@ -17,7 +19,7 @@ def exported_card(title: str, run: Path | None, facts: dict[str, Any]) -> str:
         facts: what export.json holds.
     """
     written = run / "README.md" if run is not None else None
-    has_card = written is not None and written.is_file()
+    has_card = written is not None and is_card(written)
     header, body = _parts(written.read_text(encoding="utf-8")) if written is not None and has_card else ({}, "")
     header["library_name"] = "transformers"  # an adapter's card says peft
     header.setdefault("tags", ["preftune"])

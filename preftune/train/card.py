@@ -11,6 +11,8 @@ import yaml
 from preftune.objectives import objective_class
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe
+from preftune.train.checkpoint import LOG
+from preftune.train.record import read_log
 
 SAMPLE_LINES = 40  # of a page of samples that stand in the card
 _NUMBER = re.compile(r"\d+")
@@ -121,3 +123,31 @@ def _samples(folder: Path) -> list[str]:
     shown = [re.sub(r"^#+ ", "### ", line) for line in lines[:SAMPLE_LINES]]
     more = [f"... and more in `{page.relative_to(folder)}`."] if len(lines) > SAMPLE_LINES else []
     return ["## Samples", "", *shown, "", *more, ""]
+
+
+def is_card(path: Path) -> bool:
+    """Whether there is a card that says something: PEFT leaves a form to fill in beside every adapter."""
+    return path.is_file() and "[More Information Needed]" not in path.read_text(encoding="utf-8", errors="replace")
+
+
+def short_card(folder: Path, run: Path | None) -> str:
+    """The card of a model whose run has not written one: what its recipe and its log say so far."""
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["preftune"]}
+    if (folder / "adapter_config.json").is_file():
+        header["library_name"] = "peft"
+    lines = [f"# {folder.resolve().name}", ""]
+    if run is not None:
+        lines += ["Saved by a run of preftune.", "", *_log_lines(run), *_samples(run)]
+        recipe = (run / "recipe.yaml").read_text(encoding="utf-8").strip()
+        lines += ["## Recipe", "", "```yaml", recipe, "```", ""]
+    return "\n".join(["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", *lines])
+
+
+def _log_lines(run: Path) -> list[str]:
+    metrics: dict[str, Any] = {}
+    for record in read_log(run / LOG):
+        metrics.update(record)
+    rows = [f"| `{key}` | {metrics[key]:.4g} | {meaning} |" for key, meaning in FIGURES if key in metrics]
+    if not rows:
+        return []
+    return [f"After step {metrics.get('step')}:", "", "| metric | value | |", "|---|---|---|", *rows, ""]
