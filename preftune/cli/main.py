@@ -28,6 +28,8 @@ VERBS: dict[str, str] = {
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "score": "score responses with a reward model",
     "chat": "talk to a model",
+    "export": "write a model as one folder: adapter merged, precision chosen",
+    "push": "put a model or a run on the hub",
 }
 
 # Verbs that are `rlhf` with its --rlhf_type.

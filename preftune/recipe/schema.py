@@ -312,14 +312,17 @@ class Recipe:
         return {key: value for group in self._groups().values() for key, value in group.items()}
 
     def to_yaml(self) -> str:
-        """The complete recipe as a file that `load_recipe` reads back to an equal recipe."""
+        """The complete recipe as a file that `load_recipe` reads back to an equal recipe, but for passwords."""
         return "\n".join(f"# {name}\n{_dump(values)}" for name, values in self._groups().items())
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         groups = {name: {key: getattr(self, key) for key in keys} for name, keys in GROUPS.items()}
         own = groups["objective"]
         groups["objective"] = {"objective": own.pop("objective"), **self.objective_args, **own}
-        return {**groups, "training": self.training}
+        return {**groups, "training": {key: value for key, value in self.training.items() if key not in SECRET}}
+
+
+SECRET = frozenset({"hub_token"})  # never written anywhere
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -135,6 +135,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     trainer.settings = run_settings(recipe, args)
+    trainer.upload_later = True
     del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     guard_trackers(trainer)
@@ -178,6 +179,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         write_run_files(recipe, folder, summary)
         for rescue in rescues(folder):
             shutil.rmtree(rescue, ignore_errors=True)
+        if args.push_to_hub:
+            trainer.upload_run()
     return summary
 
 
@@ -261,6 +264,9 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
             raise RecipeError("torch_dtype: float16 needs a GPU. Use bfloat16 or float32 on this machine.")
         given["fp16"] = True
     given.setdefault("disable_tqdm", True)  # TerminalProgress shows more
+    token = given.pop("hub_token", None)
+    if token:  # from here it goes into no file: neither the arguments of a checkpoint nor the recipe of the run
+        os.environ["HF_TOKEN"] = str(token)
     try:
         return PreferenceArguments(**given)
     except (ValueError, TypeError, ImportError) as cause:
