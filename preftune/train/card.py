@@ -88,7 +88,6 @@ def card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "")
     )
 
 
-<<<<<<< HEAD
 def _watched(watch: dict[str, Any] | None) -> list[str]:
     """What the collapse watch saw, a paragraph; nothing where it did not look."""
     if not watch or not watch["looks"]:
@@ -99,7 +98,8 @@ def _watched(watch: dict[str, Any] | None) -> list[str]:
     back = watch["rolled_back_to"]
     ends = "" if back is None else f" The model is that of step {back}."
     return [f"{looked} found **signs of a collapse**: {', '.join(watch['signs'])}.{ends}", "", *watch["lines"], ""]
-=======
+
+
 def _objective(recipe: Recipe, summary: dict[str, Any]) -> list[str]:
     """What was minimised, with the numbers of this run, and the paper's line."""
     kind = objective_class(recipe.objective)
@@ -164,4 +164,3 @@ def _log_lines(run: Path) -> list[str]:
     if not rows:
         return []
     return [f"After step {metrics.get('step')}:", "", "| metric | value | |", "|---|---|---|", *rows, ""]
->>>>>>> export
