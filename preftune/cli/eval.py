@@ -8,6 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.eval_regress import add_regress
+
 log = logging.getLogger(__name__)
 
 _EPILOG = """examples:
@@ -23,6 +25,7 @@ _EPILOG = """examples:
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --references reference.jsonl \\
       --prompts judge_prompts.jsonl --output judgments.jsonl --endpoint http://localhost:8000/v1 --judge my-judge
   preftune eval mt-bench score judgments.jsonl --questions question.jsonl
+  preftune eval regress my-sft runs/simpo heldout.jsonl
 
 Files are the official ones, plain or gzipped; none is part of preftune (docs/evaluation.md says where they are).
 `judge` keeps every reply beside its output, so that it goes on where it was stopped.
@@ -58,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
     _mt_judge(_step(mt, "judge", "answers to judgments by rating"))
     _mt_score(_step(mt, "score", "judgments to means, by turn and category"))
+    add_regress(benchmarks)
     return parser
 
 

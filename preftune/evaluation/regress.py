@@ -1,7 +1,7 @@
 """`preftune eval regress BEFORE AFTER DATA`: what an alignment cost, on fixed prompts and without a judge.
 
 Both models answer the same prompts greedily, and give the log-probs of the data's own answers and of what the first
-model draws at temperature 1. The last are an estimate of KL(before || after) that needs both models once:
+model draws at temperature 1. The last are an estimate of KL(before ‖ after) that needs both models once:
 the mean over drawn tokens of log p_before - log p_after.
 
 A figure is a mean over prompts, or over tokens where its name says so; a change has the 95 % interval of the paired
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from preftune.data import load_preferences
 from preftune.data.chat import ChatFormat, read_chat_format
@@ -119,6 +120,7 @@ def _examples(data: str | Sequence[str], split: str, limit: int, seed: int) -> l
 def _look(
     name: str, examples: list[Example], max_tokens: int, slots: int, seed: int, drawn: list[list[int]] | None
 ) -> Looked:
+    disable_progress_bar()
     folder = Path(name).expanduser()
     name = str(model_folder(folder)) if folder.is_dir() else name
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -202,7 +204,7 @@ def figures(prompts: Sequence[str], before: Looked, after: Looked) -> list[Figur
     drawn = [float(len(ids)) for ids in before.drawn]
     lost = [old - new for old, new in zip(before.drawn_logps, after.drawn_logps, strict=True)]
     kl = sum(lost) / sum(drawn)
-    return [*lines, Figure("KL(before || after), nats a token", 0.0, kl, *_interval_of_ratio(lost, drawn))]
+    return [*lines, Figure("KL(before ‖ after), nats a token", 0.0, kl, *_interval_of_ratio(lost, drawn))]
 
 
 def _of_the_data(before: Looked, after: Looked) -> Figure:

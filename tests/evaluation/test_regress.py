@@ -78,7 +78,7 @@ def test_log_probs_and_answers_are_those_of_the_models_themselves(folder, report
 
 
 def test_another_model_is_at_a_distance_and_json_is_counted_where_it_is_asked_for(report):
-    kl = figure(report, "KL(before || after)")
+    kl = figure(report, "KL(before")
     assert kl.after > 0 and kl.low < kl.after < kl.high
     assert figure(report, "JSON that can be read").before in (0.0, 1.0)
     lines = table(report).splitlines()
