@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --prompts 8         a shorter run
     python benchmarks/sampling.py --tiny --out FOLDER a self test of seconds
 
-The other side is what people write: for each prompt `model.generate(num_return_sequences=n)`. Both sample at temperature
-0.8 and top-p 0.95, in float32, from the same weights in one process, and take turns.
+The other side is what people write: for each prompt `model.generate(num_return_sequences=n)`. Both sample at
+temperature 0.8 and top-p 0.95, in float32, from the same weights in one process, and take turns.
 
 A random model neither stops nor prefers anything. So its head is sharpened, until the nucleus is as small as that of a
 trained model (else top-p would be most of the work), and gets a bias that makes the ending token come now and then:
