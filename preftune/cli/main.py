@@ -28,7 +28,10 @@ VERBS: dict[str, str] = {
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "sample": "sample answers of a model to prompts, for on-policy data",
     "score": "score responses with a reward model",
+    "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
+    "export": "write a model as one folder: adapter merged, precision chosen",
+    "push": "put a model or a run on the hub",
 }
 
 # Verbs that are `rlhf` with its --rlhf_type.
