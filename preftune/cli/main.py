@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "sft": "the same for supervised fine-tuning",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
+    "sample": "sample answers of a model to prompts, for on-policy data",
     "score": "score responses with a reward model",
     "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
