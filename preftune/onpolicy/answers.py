@@ -19,11 +19,11 @@ Told = Callable[[int, int], None]  # prompts finished, tokens written, since the
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `finish` is stop, or length where it was cut off."""
+    """One answer. `finish` is stop, or length where it was cut off; `tokens` None where a server did not count."""
 
     text: str
     finish: str
-    tokens: int
+    tokens: int | None
 
 
 @dataclass(frozen=True)
