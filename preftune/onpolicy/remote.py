@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.chat import ChatFormat, read_chat_format
-from preftune.data.encode import encode_examples
 from preftune.endpoint import ChatReply, ChatRequest, Endpoint, ReplyCache
 from preftune.errors import DataError
 from preftune.generation import Sampling
 from preftune.model.load import load_tokenizer
-from preftune.onpolicy.answers import Replies, Reply, Told
+from preftune.onpolicy.answers import Replies, Reply, Told, prompt_ids, template_mark
 from preftune.onpolicy.journal import check_output, journal_folder
 from preftune.onpolicy.local import process_place
 from preftune.onpolicy.prompts import Prompt
@@ -43,7 +42,7 @@ class EndpointAnswerer:
         return {
             "engine": "endpoint",
             "model": self.endpoint.model,
-            "sent": "conversations" if self.chat is None else "ids",
+            "template": "of the server" if self.chat is None else template_mark(self.chat),
             "temperature": chosen.temperature,
             "top_p": chosen.top_p,
             "top_k": chosen.top_k,
@@ -79,11 +78,8 @@ class EndpointAnswerer:
         if self.chat is None:
             row = prompt.to_row()
             return {"messages": row["prompt"], "more": {"tools": row["tools"]} if "tools" in row else {}}
-        group = encode_examples([prompt.example], self.chat)[0]
-        if isinstance(group, DataError):
-            raise group
         ends = self.chat.special.get(self.chat.end_id)
-        return {"prompt": group.prompt_ids, "stop": (ends,) if ends else (), "more": {}}
+        return {"prompt": prompt_ids(prompt, self.chat), "stop": (ends,) if ends else (), "more": {}}
 
     def _request(self, key: str, asked: dict[str, Any], seed: int) -> ChatRequest:
         chosen = self.sampling
