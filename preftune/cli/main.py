@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "score": "score responses with a reward model",
+    "annotate": "score the answers of a file: reward model, ranker, judge, function, rule",
     "pairs": "make pairs of chosen and rejected from scored answers",
     "chat": "talk to a model",
     "export": "write a model as one folder: adapter merged, precision chosen",

@@ -1,4 +1,4 @@
-"""Where pairs are written: a folder with train, test and pairs-report.json, or a single file with FILE.report beside it."""
+"""Where pairs are written: a folder with train, test and pairs-report.json, or one file with FILE.report beside it."""
 
 from __future__ import annotations
 
