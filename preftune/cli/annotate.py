@@ -12,8 +12,8 @@ from preftune.errors import RecipeError
 
 _EPILOG = """examples:
   preftune annotate samples.jsonl --output scored.jsonl --reward-model runs/reward
-  preftune annotate samples.jsonl --output scored.jsonl --custom-model RLHFlow/ArmoRM-Llama3-8B-v0.1 --trust-remote-code
-  preftune annotate samples.jsonl --output scored.jsonl --endpoint http://gpu-1:8000/v1 --judge-model big --judge pairwise
+  preftune annotate samples.jsonl --output scored.jsonl --custom-model armo-rm --trust-remote-code
+  preftune annotate samples.jsonl --output scored.jsonl --endpoint http://gpu:8000/v1 --judge-model big
   preftune annotate samples.jsonl --output scored.jsonl --function my_rewards:shorter
 
 A job that was killed goes on when the same command is given again. The scores are in the order of the answers; null

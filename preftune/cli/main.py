@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "score": "score responses with a reward model",
     "annotate": "score the answers of a file: reward model, ranker, judge, function, rule",
     "pairs": "make pairs of chosen and rejected from scored answers",
+    "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",

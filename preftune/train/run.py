@@ -152,6 +152,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     loop = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if watch is not None:
+            watch.settle()
         if recipe.training.get("do_eval") and held_out and not interrupt.asked:
             _evaluate_the_end(trainer)
     finally:
@@ -161,8 +163,6 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     if interrupt.asked and trainer.state.global_step < trainer.state.max_steps:
         again = f"preftune train {folder}/recipe.yaml resume_from_checkpoint=true"
         raise Interrupted(f"saved; go on with: {again}", interrupt.exit_code)
-    if watch is not None:
-        watch.settle()
     trainer.save_model()
     if trainer.is_world_process_zero() and hasattr(trainer.model, "peft_config"):
         from preftune.model.lora import save_plain_lora  # the extra `lora`

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from preftune.errors import TrainingError
 from preftune.train.checkpoint import checkpoints
-from preftune.train.watch import look, watch_collapse
+from preftune.train.watch import callback, look, watch_collapse
 from preftune.train.watch.measures import Answered, Measures, distinct_share, measure, repeats, token_f1
 from preftune.train.watch.rows import PROMPT_TOKENS, WatchedRow, choose_rows
 from preftune.train.watch.verdict import Settings, advice, signs_of
@@ -256,6 +256,12 @@ def test_a_model_that_cannot_answer_is_trained_without_a_watch(tmp_path, monkeyp
     )
     assert trainer.state.global_step == 10
     assert watch.summary(1.0)["looks"] == 0
+
+
+def test_a_line_of_answers_is_one_line():
+    record = {"answer": "你好\u2028\x85\n"}
+    assert callback._line(record).splitlines() == ['{"answer": "你好\\u2028\\u0085\\n"}']
+    assert json.loads(callback._line(record)) == record
 
 
 def test_short_runs_that_nothing_is_said_of_are_not_looked_at(tmp_path):

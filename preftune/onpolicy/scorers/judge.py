@@ -21,8 +21,8 @@ from preftune.types import Example
 log = logging.getLogger(__name__)
 
 How = Literal["rating", "pairwise"]
-RATING = """Judge how well an assistant answers the conversation below. Weigh whether the answer is correct, helpful and \
-to the point, and follows what was asked for; its length by itself earns nothing.
+RATING = """Judge how well an assistant answers the conversation below. Weigh whether the answer is correct, helpful \
+and to the point, and follows what was asked for; its length by itself earns nothing.
 
 <conversation>
 {prompt}
@@ -34,8 +34,8 @@ to the point, and follows what was asked for; its length by itself earns nothing
 
 Explain in a few sentences, then end with a whole number from 1 (useless) to 10 (could not be better) in double \
 brackets, like this: [[5]]"""
-PAIRWISE = """Two assistants, A and B, answer the conversation below. Judge which answer is better: correct, helpful and \
-to the point, and true to what was asked for. Let neither their order nor their length sway you.
+PAIRWISE = """Two assistants, A and B, answer the conversation below. Judge which answer is better: correct, helpful \
+and to the point, and true to what was asked for. Let neither their order nor their length sway you.
 
 <conversation>
 {prompt}

@@ -1,4 +1,4 @@
-"""Scores of a reward model of ours or of any sequence classifier with one label; a prompt is read once for its answers."""
+"""Scores of a reward model of ours or of any sequence classifier with one label; a prompt is read once."""
 
 from __future__ import annotations
 

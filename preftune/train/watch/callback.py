@@ -25,7 +25,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from preftune.errors import TrainingError
+from preftune.errors import RecipeError, TrainingError
 from preftune.model.sharding import is_sharded
 from preftune.objectives.base import Reads
 from preftune.train.checkpoint import ANSWERS, checkpoints, step_of
@@ -38,7 +38,9 @@ from preftune.types import Layout
 
 logger = logging.getLogger(__name__)
 LOOKS, FEWEST_STEPS = 10, 10  # of a run where nothing else is said; steps between two of them
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 ACTIONS = ("warn", "stop", "rollback")
+KEPT = ("began", "last", "looks", "best_chosen", "healthy", "cause", "lines")  # of a watch, in a checkpoint
 
 
 class Watch(TrainerCallback):
@@ -52,7 +54,8 @@ class Watch(TrainerCallback):
         self.began = 0  # the step of the start
         self.last, self.looks, self.seconds = -1, 0, 0.0
         self.best_chosen: float | None = None  # of the looks so far
-        self.healthy: int | None = None  # the newest checkpoint that was judged healthy
+        self.healthy: int | None = None  # the step of the newest checkpoint that was judged healthy
+        self.rolled_back_to: int | None = None
         self.said: set[str] = set()
         self.collapsed = False
         self.accuracy: float | None = None  # of the training pairs, in the newest log line
@@ -155,28 +158,28 @@ class Watch(TrainerCallback):
     # what follows
 
     def _end(self, state: Any, control: Any) -> None:
-        kept = self._healthy_checkpoint()
-        if self.action == "rollback" and kept is not None:
+        if self.action == "rollback" and self.healthy is not None:
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False
-            logger.warning("Watch: the run ends here, and its model is that of %s.", kept.name)
+            logger.warning("Watch: the run ends here, and its model is that of step %d.", self.healthy)
             return
-        left = "there is no earlier checkpoint" if kept is None else f"the last healthy checkpoint is {kept}"
+        left = (
+            "there is no earlier checkpoint" if self.healthy is None else f"step {self.healthy} is the last healthy one"
+        )
         raise TrainingError(f"The model collapses at step {state.global_step}; {left}. Cause: {self.cause}")
-
-    def _healthy_checkpoint(self) -> Path | None:
-        found = checkpoints(Path(self.trainer.args.output_dir))
-        return next((path for path in found if step_of(path) == self.healthy), None)
 
     def settle(self) -> None:
         """After training: of a run that was rolled back, load the model of its healthy checkpoint.
 
         Where the best model is asked for, it is loaded already. Every process must call this.
         """
-        kept = self._healthy_checkpoint()
         best = self.trainer.args.load_best_model_at_end and self.trainer.state.best_model_checkpoint
-        if self.collapsed and self.action == "rollback" and kept is not None and not best:
-            self.trainer._load_from_checkpoint(str(kept))
+        if not self.collapsed or self.action != "rollback" or best:
+            return
+        found = checkpoints(Path(self.trainer.args.output_dir))
+        kept = next(path for path in found if step_of(path) == self.healthy)
+        self.trainer._load_from_checkpoint(str(kept))
+        self.rolled_back_to = self.healthy
 
     def summary(self, loop: float) -> dict[str, Any]:
         """For `summary.json`; `loop`: seconds of the training loop, in which the watch's are."""
@@ -187,14 +190,14 @@ class Watch(TrainerCallback):
             "share": round(self.seconds / max(loop, 1e-9), 4),
             "signs": sorted(self.said),
             "lines": self.lines,
-            "rolled_back_to": self.healthy if self.collapsed and self.action == "rollback" else None,
+            "rolled_back_to": self.rolled_back_to,
         }
 
     # what is kept
 
     def save(self, folder: Path) -> None:
         if self.start:
-            kept = {name: getattr(self, name) for name in ("began", "last", "healthy", "best_chosen")}
+            kept = {name: getattr(self, name) for name in KEPT}
             text = json.dumps({**kept, "said": sorted(self.said), "start": [asdict(found) for found in self.start]})
             (folder / self.FILE).write_text(text, encoding="utf-8")
 
@@ -210,10 +213,11 @@ class Watch(TrainerCallback):
                 len(start), len(self.rows),
             )  # fmt: skip
             return
-        self.start, self.began, self.last = start, kept["began"], kept["last"]
-        self.best_chosen = kept["best_chosen"]
-        judged = self.last == step_of(checkpoint)  # before it was saved
-        self.said, self.healthy = set(kept["said"]), self.last if judged else kept["healthy"]
+        for name in KEPT:
+            setattr(self, name, kept[name])
+        self.start, self.said = start, set(kept["said"])
+        if self.last == step_of(checkpoint):  # judged before it was saved
+            self.healthy = self.last
 
     def _open_answers(self, step: int) -> None:
         if not self.trainer.is_world_process_zero():
@@ -221,7 +225,7 @@ class Watch(TrainerCallback):
         path = Path(self.trainer.args.output_dir) / ANSWERS
         kept = [record for record in read_log(path) if step and record["step"] <= step]
         if path.exists():
-            path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
+            path.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def _write_answers(self, state: Any, measures: Measures, signs: Sequence[Sign], now: Sequence[Answered]) -> None:
         if not self.trainer.is_world_process_zero():
@@ -240,7 +244,12 @@ class Watch(TrainerCallback):
         folder = Path(self.trainer.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ANSWERS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(_line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    """Readable as it stands; a dying model writes characters that others take for the end of a line."""
+    return json.dumps(record, ensure_ascii=False).translate(LINE_ENDS) + "\n"
 
 
 def watch_collapse(trainer: Any, prompts: int = 16, steps: int | None = None, action: str = "warn") -> Watch | None:
@@ -252,8 +261,11 @@ def watch_collapse(trainer: Any, prompts: int = 16, steps: int | None = None, ac
         action: warn, stop or rollback, see the module.
 
     Raises:
+        RecipeError: there is no such action.
         TrainingError: `action` needs a watch, and this run cannot have one.
     """
+    if action not in ACTIONS:
+        raise RecipeError(f"'on_collapse' must be one of {', '.join(ACTIONS)}, found {action!r}.")
     why, rows = _unwatchable(trainer), []
     if why is None:
         rows = _rows(trainer, prompts)
