@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
     add("--judge-tokens", type=_at_least_1, default=1024, metavar="N", help="of a judgement at most (1024)")
-    add("--budget", type=float, metavar="X", help="what the judge may cost in all, in the currency of the prices")
+    add("--budget", type=float, metavar="X", help="what the judge may cost in this call, in the currency of the prices")
     add("--price-in", type=float, metavar="X", help="of a million tokens read")
     add("--price-out", type=float, metavar="X", help="of a million tokens written")
     add("--key-from", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the key")

@@ -7,6 +7,7 @@ judges favour a place. The forms are those of MT-Bench's judge (Zheng et al. 202
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -73,7 +74,12 @@ class JudgeScorer:
     def settings(self) -> dict[str, Any]:
         text = RATING if self.how == "rating" else PAIRWISE
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        return {"judge": self.how, "judge_model": self.endpoint.model, **sampling, "template": text}
+        return {
+            "judge": self.how,
+            "judge_model": self.endpoint.model,
+            **sampling,
+            "template": hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+        }
 
     def say_cost(self, examples: Sequence[Example], prices: Prices | None) -> None:
         """What all of it takes, before the first request."""
