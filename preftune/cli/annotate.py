@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     from preftune.onpolicy.annotate import annotate_file
-    from preftune.onpolicy.jobs import check_output
+    from preftune.onpolicy.journal import check_output
 
     check_output(Path(options.output))
     prices = _prices(options)
@@ -93,7 +93,7 @@ def _named_scorer(options: argparse.Namespace, prices: Any) -> Any:
 
 def _judge(options: argparse.Namespace, prices: Any) -> Any:
     from preftune.endpoint import Budget, Endpoint, ReplyCache
-    from preftune.onpolicy.jobs import journal_folder
+    from preftune.onpolicy.journal import journal_folder
     from preftune.onpolicy.scorers.judge import JudgeScorer
 
     if options.judge_model is None:

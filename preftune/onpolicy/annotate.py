@@ -3,7 +3,7 @@
     {...the row..., "scores": [3.5, null], "score_failures": [null, "the request failed: ..."]}
 
 `scores` are in the order of the row's answers (chosen first), more being better; `score_failures` is there only where
-something failed. While the job runs its rows are in OUTPUT.job/ (`preftune.onpolicy.jobs`).
+something failed. While the job runs its rows are in OUTPUT.job/ (`preftune.onpolicy.journal`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from preftune.data import Row, load_rows
 from preftune.data.bad_rows import BadRowError
 from preftune.data.reader import RowReader
 from preftune.errors import DataError
-from preftune.onpolicy.jobs import Journal, Share, check_output, journal_folder, read_items, write_rows
+from preftune.onpolicy.journal import Journal, Share, check_output, journal_folder, read_items, write_rows
 from preftune.onpolicy.pairs import read_scores
 from preftune.onpolicy.scorers.base import Score, Scorer
 from preftune.onpolicy.scorers.judge import JudgeScorer, Prices

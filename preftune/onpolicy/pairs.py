@@ -10,7 +10,6 @@ is random but by that hash: the same file gives the same pairs.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,9 @@ from preftune.data.reader import RowReader
 from preftune.errors import DataError, RecipeError
 from preftune.onpolicy.choose import NoPairError, Rule
 from preftune.onpolicy.pair_files import Format, PairFiles
+from preftune.onpolicy.prompts import Prompt, to_prompt
 from preftune.serve.score import read_responses, recognise_responses
-from preftune.types import Example, Message
+from preftune.types import Example
 
 log = logging.getLogger(__name__)
 
@@ -35,25 +35,16 @@ SCORES_REMEDY = "Score the answers with preftune annotate, or delete the row"
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with its chosen and rejected answer and their scores; `prompt_id` is a hash of the prompt."""
+    """A prompt whose example has the chosen and the rejected answer with their scores."""
 
-    prompt_id: str
-    example: Example
+    prompt: Prompt
 
     def to_row(self) -> dict[str, Any]:
         """The columns that the data layer reads it by."""
-        example = self.example
+        example = self.prompt.example
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in example.responses)
-        row: dict[str, Any] = {
-            "prompt_id": self.prompt_id,
-            "prompt": [_to_chat(turn) for turn in example.prompt],
-            "chosen": chosen,
-            "rejected": rejected,
-            "chosen_score": example.scores[0],
-            "rejected_score": example.scores[1],
-        }
-        if example.tools:
-            row["tools"] = json.loads(example.tools)
+        row = self.prompt.to_row() | {"chosen": chosen, "rejected": rejected}
+        row |= {"chosen_score": example.scores[0], "rejected_score": example.scores[1]}
         if example.no_system:
             row["system"] = ""
         return row | {"weight": example.weight} if example.weight != 1 else row
@@ -112,7 +103,7 @@ def make_pairs(
         raise DataError(f"{file}: no pair is left of {len(rows)} rows ({_reasons(tally.dropped)}).")
     parts: dict[str, list[Pair]] = {"train": [], "test": []}
     for pair in tally.pairs:
-        parts["test" if _draw(f"{seed} {pair.prompt_id}") < test_share else "train"].append(pair)
+        parts["test" if _draw(f"{seed} {pair.prompt.id}") < test_share else "train"].append(pair)
     if not parts["train"]:
         raise DataError(f"{file}: all {len(tally.pairs)} pairs fall into the test part. Give a smaller test share.")
     if test_share and not parts["test"]:
@@ -138,7 +129,7 @@ def _read(rows: Sequence[Row], rule: Rule, columns: Mapping[str, str | None] | N
         pair = _count_and_choose(example, scores, rule, tally)
         if pair is None:
             continue
-        key = (pair.prompt_id, pair.example.responses)
+        key = (pair.prompt.id, pair.prompt.example.responses)
         if key in seen:
             tally.dropped[DUPLICATE] += 1
             continue
@@ -168,14 +159,8 @@ def read_scores(reader: RowReader, count: int) -> list[float | None]:
     ]
 
 
-def prompt_id(example: Example) -> str:
-    """A hash of the prompt's messages and tools."""
-    said = json.dumps([[_to_chat(turn) for turn in example.prompt], example.tools], ensure_ascii=True, sort_keys=True)
-    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
-
-
 def _count_and_choose(example: Example, scores: Sequence[float | None], rule: Rule, tally: _Tally) -> Pair | None:
-    name, given = prompt_id(example), [score for score in scores if score is not None]
+    name, given = to_prompt(example).id, [score for score in scores if score is not None]
     tally.answers += len(scores)
     tally.failed += len(scores) - len(given)
     tally.repeated += len(scores) - len(set(example.responses))
@@ -188,7 +173,7 @@ def _count_and_choose(example: Example, scores: Sequence[float | None], rule: Ru
         return None
     assert chosen.score > rejected.score and chosen.text != rejected.text
     found = replace(example, responses=(chosen.text, rejected.text), scores=(chosen.score, rejected.score))
-    return Pair(name, found)
+    return Pair(to_prompt(found))
 
 
 def _draw(text: str) -> float:
@@ -196,19 +181,12 @@ def _draw(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) / 2**56
 
 
-def _to_chat(message: Message) -> dict[str, Any]:
-    said: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        said["tool_calls"] = json.loads(message.tool_calls)
-    return said | {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
-
-
 # --- the report
 
 
 def _report(rows: int, tally: _Tally, parts: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     """Lengths are in characters; `chosen_longer` is the share of pairs whose chosen answer is longer."""
-    examples = [pair.example for pair in tally.pairs]
+    examples = [pair.prompt.example for pair in tally.pairs]
     lengths = [tuple(map(len, example.responses)) for example in examples]
     return {
         "rows": rows,

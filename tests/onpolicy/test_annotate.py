@@ -18,7 +18,7 @@ import transformers
 from preftune.cli.main import main
 from preftune.errors import CheckpointError, DataError, ModelError, TrainingError
 from preftune.onpolicy.annotate import annotate_file
-from preftune.onpolicy.jobs import journal_folder
+from preftune.onpolicy.journal import journal_folder
 from preftune.onpolicy.score_cache import CachedScorer
 from preftune.onpolicy.scorers.base import Score
 from preftune.onpolicy.scorers.custom_model import CustomModelScorer
