@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,24 @@ def main(arguments: Sequence[str]) -> int:
     from preftune.onpolicy.journal import check_output
 
     check_output(Path(options.output))
+    rank, world = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if world > 1 and options.cache:
+        raise RecipeError("--cache is one file for one process. Leave it out with several, or start one.")
     prices = _prices(options)
     summary = annotate_file(
         options.file,
-        _scorer(options, prices),
+        _scorer(options, prices, f"{rank}-of-{world}"),
         options.output,
         keep_scores=options.keep_scores,
         columns=dict(options.columns or ()),
         split=options.split,
         chunk=options.chunk,
         prices=prices,
+        rank=rank,
+        world=world,
     )
+    if summary["output"] is None:
+        return 0
     if options.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
@@ -53,11 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _scorer(options: argparse.Namespace, prices: Any) -> Any:
+def _scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
     stray = [name for name in _JUDGE if getattr(options, name) is not None and not options.endpoint]
     if stray:
         raise RecipeError(f"--{stray[0].replace('_', '-')} is of a judge; give its --endpoint.")
-    scorer = _named_scorer(options, prices)
+    scorer = _named_scorer(options, prices, process)
     if scorer is None and not options.keep_scores:
         raise RecipeError(
             "There is no scorer. Give --reward-model, --custom-model, --ranker, --endpoint, --function, --rule or "
@@ -70,7 +78,8 @@ def _scorer(options: argparse.Namespace, prices: Any) -> Any:
     return CachedScorer(scorer, Path(options.cache))
 
 
-def _named_scorer(options: argparse.Namespace, prices: Any) -> Any:
+def _named_scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
+    _take_own_device()
     reading = {"batch_tokens": options.batch_tokens, "max_length": options.max_length}
     if options.reward_model:
         from preftune.onpolicy.scorers.reward_model import RewardModelScorer
@@ -88,10 +97,10 @@ def _named_scorer(options: argparse.Namespace, prices: Any) -> Any:
         from preftune.onpolicy.scorers.function import FunctionScorer, LengthScorer
 
         return FunctionScorer(options.function) if options.function else LengthScorer()
-    return _judge(options, prices) if options.endpoint else None
+    return _judge(options, prices, process) if options.endpoint else None
 
 
-def _judge(options: argparse.Namespace, prices: Any) -> Any:
+def _judge(options: argparse.Namespace, prices: Any, process: str) -> Any:
     from preftune.endpoint import Budget, Endpoint, ReplyCache
     from preftune.onpolicy.journal import journal_folder
     from preftune.onpolicy.scorers.judge import JudgeScorer
@@ -106,10 +115,19 @@ def _judge(options: argparse.Namespace, prices: Any) -> Any:
         concurrency=options.concurrency,
         tries=options.tries,
         timeout=options.timeout,
-        cache=ReplyCache(journal_folder(Path(options.output)) / "replies.jsonl"),
+        cache=ReplyCache(journal_folder(Path(options.output)) / f"replies-{process}.jsonl"),
         budget=budget,
     )
     return JudgeScorer(endpoint, options.judge, max_tokens=options.judge_tokens)
+
+
+def _take_own_device() -> None:
+    """Processes of one machine have a GPU each."""
+    if os.environ.get("LOCAL_RANK"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def _prices(options: argparse.Namespace) -> Any:

@@ -42,6 +42,8 @@ def annotate_file(
     split: str = "train",
     chunk: int = CHUNK,
     prices: Prices | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, Any]:
     """Score the answers of every row of `file`, or of the rows that are left of a job that was killed.
 
@@ -52,9 +54,11 @@ def annotate_file(
         scorer: None only with `keep_scores`: the file has all scores already.
         keep_scores: rows that have all their scores keep them.
         prices: of a judge, for the estimate in the log.
+        rank, world: this process does every `world`-th chunk; the one that finishes last writes the output.
 
     Returns:
-        rows, answers, kept (rows), failed (answers without a score), mean, seconds, output.
+        rows, answers, kept (rows), failed (answers without a score), mean, seconds, output. While other processes work,
+        output is None and there are no counts.
 
     Raises:
         DataError: the file or a row is wrong, or `output` cannot be written.
@@ -70,9 +74,9 @@ def annotate_file(
     if scorer is None and missing is not None:
         raise DataError(f"{missing.origin}: has no scores to keep, or null among them. Name a scorer for such rows.")
     settings = {**(scorer.settings() if scorer else {}), "keep_scores": keep_scores, "chunk": chunk}
-    share = Share(len(rows), chunk)
+    share = Share(len(rows), chunk, rank, world)
     journal = Journal(journal_folder(output), {**settings, "rows": len(rows), "rows_hash": _hash(rows)}, share)
-    progress = _Progress(len(rows), journal.left())
+    progress = _Progress(sum(map(len, share.chunks())), journal.left())
     left = [number for numbers in journal.left() for number in numbers if kept[number] is None]
     judge = getattr(scorer, "scorer", scorer)  # a cache stands around it
     if isinstance(judge, JudgeScorer) and left:
@@ -83,8 +87,10 @@ def annotate_file(
         scores = dict(zip(asked, found, strict=True))
         journal.append([_to_item(rows[n], scores[n] if n in scores else kept[n] or []) for n in numbers])
         progress.told(len(numbers))
-    items = read_items(journal_folder(output), len(rows), chunk, 1)
-    assert items is not None
+    items = read_items(journal_folder(output), len(rows), chunk, world)
+    if items is None:
+        log.info("This share is done; the process that finishes last writes %s.", output)
+        return {"rows": len(rows), "seconds": progress.seconds, "output": None}
     write_rows(output, items)
     return _summary(items, sum(own is not None for own in kept)) | {"seconds": progress.seconds, "output": str(output)}
 

@@ -57,8 +57,9 @@ class CachedScorer:
 
     def _keep(self, fresh: dict[str, list[Score]]) -> None:
         values = {key: [score.value for score in scores] for key, scores in fresh.items()}
+        lines = [json.dumps({"row": key, "scores": own}) + "\n" for key, own in values.items()]
         with self.path.open("ab") as file:
-            file.writelines((json.dumps({"row": key, "scores": own}) + "\n").encode() for key, own in values.items())
+            file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
         self.known |= {key: own for key, own in values.items() if None not in own}  # type: ignore[misc]

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from preftune.cli.main import main
+from preftune.data import load_preferences
 from preftune.errors import CheckpointError, DataError, ModelError, TrainingError
 from preftune.onpolicy.annotate import annotate_file
 from preftune.onpolicy.journal import journal_folder
@@ -27,6 +28,7 @@ from preftune.onpolicy.scorers.games import all_games, scores_of
 from preftune.onpolicy.scorers.ranker import RankerScorer
 from preftune.onpolicy.scorers.reward_model import RewardModelScorer
 from preftune.serve.score import score_file
+from preftune.types import Layout
 from tests.data.conftest import CHATML, build_byte_tokenizer, build_example
 from tests.small import SHAPE as SMALL
 
@@ -193,6 +195,28 @@ def test_a_ranker_is_asked_in_both_orders_and_a_long_text_is_cut(ranker):
     long = scorer._ids(build_example("p" * 300), "a" * 300, "b" * 300)
     text = scorer.reward.tokenizer.decode(long["input_ids"])
     assert len(long["input_ids"]) <= 256 and text.count("a") == text.count("b") == text.count("p") > 70
+
+
+def test_the_pairs_of_a_ranker_and_of_a_custom_model_are_trained_on(ranker, custom, tmp_path):
+    answers = (["xxxx", "zzzz", "xzxx"], ["zzxz", "xxxx"], ["zzxz", "zzzz"])
+    given = [{"prompt": "q", "responses": responses} for responses in answers]
+    file = write(tmp_path / "in.jsonl", given)
+    of_custom = ["--custom-model", str(custom), "--trust-remote-code"]
+    for name, words in (("r", ["--ranker", str(ranker), "--ranker-template", "{prompt}|{a}|{b}"]), ("c", of_custom)):
+        scored, pairs = str(tmp_path / f"{name}.jsonl"), str(tmp_path / f"{name}-pairs")
+        assert main(["annotate", str(file), "--output", scored, *words]) == 0
+        assert main(["pairs", scored, "--output", pairs, "--test-share", "0"]) == 0
+        examples = load_preferences(pairs, layout=Layout.PAIRED)
+        assert [example.responses[0] for example in examples] == ["zzzz", "zzxz", "zzzz"]  # z has the highest id too
+
+
+def test_processes_share_the_chunks_and_the_last_writes(rows, tmp_path):
+    write(rows, ROWS * 3)
+    share = {"chunk": 2, "world": 2}
+    assert annotate_file(rows, LengthScorer(), tmp_path / "two.jsonl", rank=1, **share)["output"] is None
+    assert annotate_file(rows, LengthScorer(), tmp_path / "two.jsonl", rank=0, **share)["answers"] == 21
+    annotate_file(rows, LengthScorer(), tmp_path / "one.jsonl")
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
 def test_wins_are_averaged_over_both_orders_and_equal_answers_draw():

@@ -88,6 +88,16 @@ def test_pairs_are_judged_in_both_orders(annotate, monkeypatch):
     assert len(orders) == len(shown) == 2 + 6 and all((b, a) in orders for a, b in orders)
 
 
+def test_the_same_question_is_asked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "answer_to", lambda body: "[[7]]")
+    file, script = tmp_path / "same.jsonl", Script()
+    file.write_text(json.dumps({"prompt": "p", "responses": ["a", "b", "a"]}) + "\n")
+    with serving(script) as address:
+        words = ["--output", str(tmp_path / "out.jsonl"), "--endpoint", address, "--judge-model", "big"]
+        assert main(["annotate", str(file), *words]) == 0
+    assert len(script.asked) == 2 and read(tmp_path / "out.jsonl")[0]["scores"] == [7, 7, 7]
+
+
 def test_a_judge_that_sees_only_the_place_gives_no_preference(annotate, monkeypatch):
     monkeypatch.setattr(server, "answer_to", lambda body: "[[A]]")
     with serving(Script()) as address:

@@ -83,10 +83,13 @@ class JudgeScorer:
 
     def say_cost(self, examples: Sequence[Example], prices: Prices | None) -> None:
         """What all of it takes, before the first request."""
-        log.info("The judge '%s': %s.", self.endpoint.model, estimate(self._requests(examples), prices))
+        log.info("The judge '%s': %s.", self.endpoint.model, estimate(self._requests(self._texts(examples)), prices))
 
     def score(self, examples: Sequence[Example]) -> list[list[Score]]:
-        outcomes = iter(self.endpoint.ask_in_order(self._requests(examples)))
+        texts = self._texts(examples)
+        asked = self._requests(texts)
+        replies = dict(zip(dict.fromkeys(texts), self.endpoint.ask_in_order(asked), strict=True))
+        outcomes = iter([replies[text] for text in texts])
         if self.how == "rating":
             return [[_rated(next(outcomes)) for _ in example.responses] for example in examples]
         return [
@@ -94,14 +97,19 @@ class JudgeScorer:
             for example in examples
         ]
 
-    def _requests(self, examples: Sequence[Example]) -> list[ChatRequest]:
-        texts = []
+    def _texts(self, examples: Sequence[Example]) -> list[str]:
+        """What is asked, in the order of the answers or games."""
+        texts: list[str] = []
         for example in examples:
             prompt, answers = conversation(example), example.responses
             if self.how == "rating":
                 texts += [_fill(RATING, prompt=prompt, a=text) for text in answers]
             else:
                 texts += [_fill(PAIRWISE, prompt=prompt, a=answers[i], b=answers[j]) for i, j in all_games(answers)]
+        return texts
+
+    def _requests(self, texts: Sequence[str]) -> list[ChatRequest]:
+        """The same question is asked once."""
         return [
             ChatRequest(
                 str(number),
@@ -109,7 +117,7 @@ class JudgeScorer:
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
             )
-            for number, text in enumerate(texts)
+            for number, text in enumerate(dict.fromkeys(texts))
         ]
 
 
