@@ -69,6 +69,7 @@ def card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "")
             "|---|---|---|",
             *rows,
             "",
+            *_watched(summary.get("watch")),
             *([extra, ""] if extra else []),
             *plots,
             "",
@@ -85,6 +86,18 @@ def card(recipe: Recipe, folder: Path, summary: dict[str, Any], extra: str = "")
             "",
         ]
     )
+
+
+def _watched(watch: dict[str, Any] | None) -> list[str]:
+    """What the collapse watch saw, a paragraph; nothing where it did not look."""
+    if not watch or not watch["looks"]:
+        return []
+    looked = f"{watch['looks']} looks at the answers to {watch['prompts']} prompts while training"
+    if not watch["signs"]:
+        return [f"{looked} found no sign of a collapse.", ""]
+    back = watch["rolled_back_to"]
+    ends = "" if back is None else f" The model is that of step {back}."
+    return [f"{looked} found **signs of a collapse**: {', '.join(watch['signs'])}.{ends}", "", *watch["lines"], ""]
 
 
 def _objective(recipe: Recipe, summary: dict[str, Any]) -> list[str]:

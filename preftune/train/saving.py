@@ -43,6 +43,7 @@ class SealedTrainer(HeldTrainer):
     settings: dict[str, Any] = {}  # what a recipe says beside that (`preftune.train.identity.run_settings`)
     clock: RescueClock | None = None
     window: Window | None = None  # the logging window of the checkpoint that is saved or loaded
+    watch: Any = None  # of a collapse (`preftune.train.watch`): its start is part of a checkpoint
     staging = False
     upload_later = False  # push_to_hub waits for upload_run
     window_start = 0.0  # of the throughput that is logged; time spent saving is moved out of it
@@ -57,9 +58,13 @@ class SealedTrainer(HeldTrainer):
 
     def _save_more(self, folder: Path) -> None:
         """Write further files into a staged checkpoint, in the main process."""
+        if self.watch is not None:
+            self.watch.save(folder)
 
     def _load_more(self, checkpoint: Path) -> None:
         """Read them again."""
+        if self.watch is not None:
+            self.watch.load(checkpoint)
 
     def _watch_the_clock(self, rescue_minutes: float) -> None:
         """Rescue checkpoints, and log lines that a resume does not cut. The clock is asked after other callbacks."""
