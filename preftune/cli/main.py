@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "score": "score responses with a reward model",
     "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
+    "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",
 }

@@ -17,9 +17,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.errors import ModelError
+from preftune.model.ends import ending_ids
 from preftune.model.load import load_model, load_tokenizer
-from preftune.model.place import find_model, refuse_pickle, run_folder
+from preftune.model.place import find_model, model_folder, refuse_pickle, run_folder
 from preftune.types import Message
+
+__all__ = ["Chat", "Sampling", "model_folder", "open_chat", "trained_system"]
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], Any]
@@ -109,7 +112,7 @@ class Chat:
 
     def _generate(self, ids: list[int], longest: int, say: Say) -> str:
         prompt = torch.tensor([ids], device=self.model.device)
-        ends, speaker = self._end_ids(), _Speaker(self.format.tokenizer, say)
+        ends, speaker = list(ending_ids(self.model, self.format)), _Speaker(self.format.tokenizer, say)
         if self.sampling.seed is not None:
             set_seed(self.sampling.seed + self.asked)
         try:
@@ -144,12 +147,6 @@ class Chat:
     def _prompt_ids(self) -> list[int]:
         opening = [Message("system", self.system)] if self.system else []
         return self.format.prompt_ids([[*opening, *self.turns]])[0]
-
-    def _end_ids(self) -> list[int]:
-        """The token that ended every response in training, and those that the model itself names."""
-        named = self.model.generation_config.eos_token_id
-        known = [self.format.end_id, *(named if isinstance(named, list) else [named])]
-        return list(dict.fromkeys(end for end in known if end is not None))
 
 
 class _Speaker(BaseStreamer):

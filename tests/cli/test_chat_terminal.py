@@ -42,7 +42,13 @@ class Pty:
 
     def __init__(self, *words, cwd):
         self.end, other = pty.openpty()
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24", "PYTHONPATH": str(Path.cwd())}
+        environment = {
+            **os.environ,
+            "TERM": "xterm",
+            "COLUMNS": "80",
+            "LINES": "24",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "preftune", *words],
             stdin=other,
@@ -175,7 +181,7 @@ def test_the_small_real_model_answers_greedily_as_transformers_does():
     chat = open_chat(str(folder), sampling=Sampling(temperature=0, max_tokens=20))
     said = chat.ask("Once upon a time")
     ids = torch.tensor(chat.format.prompt_ids([chat.turns[:1]]))
-    output = chat.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=chat._end_ids())
+    output = chat.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=chat.format.end_id)
     assert said == chat.format.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip() != ""
 
 
