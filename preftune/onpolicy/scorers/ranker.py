@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from preftune.errors import ModelError, RecipeError
-from preftune.onpolicy.answers import weights_mark
+from preftune.onpolicy.local import weights_mark
 from preftune.onpolicy.scorers.base import Score, conversation
 from preftune.onpolicy.scorers.games import all_games, scores_of
 from preftune.serve.reward import BATCH_TOKENS, open_reward_model, run_padded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from preftune.onpolicy.answers import weights_mark
+from preftune.onpolicy.local import weights_mark
 from preftune.onpolicy.scorers.base import Score, to_score
 from preftune.serve.reward import BATCH_TOKENS, open_reward_model, score_examples
 from preftune.types import Example
