@@ -118,7 +118,8 @@ def make_pairs(
 
 def _read(rows: Sequence[Row], rule: Rule, columns: Mapping[str, str | None] | None) -> _Tally:
     mapping = recognise_responses(rows, columns)
-    tally, seen = _Tally(), set()
+    tally = _Tally()
+    seen: set[tuple[str, tuple[str, ...]]] = set()
     for row in rows:
         reader = RowReader(row, mapping)
         try:
