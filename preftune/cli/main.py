@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "onpolicy": "rounds of sampling, scoring, pairing and training",
     "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
+    "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",
 }
