@@ -18,7 +18,7 @@ import transformers
 from preftune.data import tokenize_examples
 from preftune.errors import ModelError
 from preftune.model.load import checked_place, load_tokenizer, one_line
-from preftune.onpolicy.answers import weights_mark
+from preftune.onpolicy.local import weights_mark
 from preftune.onpolicy.scorers.base import Score, to_score
 from preftune.serve.reward import BATCH_TOKENS
 from preftune.types import Example
