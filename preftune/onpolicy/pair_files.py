@@ -109,8 +109,6 @@ def _rectangular(rows: Rows) -> list[dict[str, Any]]:
     for row in tabled:
         if row.get("tools") is not None:
             row["tools"] = json.dumps(row["tools"], ensure_ascii=False)
-        if "weight" in names and row["weight"] is None:
-            row["weight"] = 1.0
     return tabled
 
 
