@@ -8,6 +8,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.eval_generate import (
+    add_alpaca_generate,
+    add_arena_generate,
+    add_generation,
+    add_mt_generate,
+    add_preset,
+    run_alpaca_generate,
+)
 from preftune.cli.eval_preferences import add_preferences
 from preftune.cli.eval_regress import add_regress
 
@@ -22,6 +30,7 @@ _EPILOG = """examples:
       --endpoint https://api.openai.com/v1 --judge gpt-4-1106-preview --template alpaca_eval_clf.txt --prices 10 30
   preftune eval alpaca-eval judge model_outputs.json --baseline baseline.json --output annotations.json \\
       --reward-model runs/reward
+  preftune eval mt-bench generate runs/simpo --questions question.jsonl --output answers.jsonl
   preftune eval arena-hard score judgments.jsonl --version v0.1
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --references reference.jsonl \\
       --prompts judge_prompts.jsonl --output judgments.jsonl --endpoint http://localhost:8000/v1 --judge my-judge
@@ -55,13 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     alpaca = _steps(benchmarks, "alpaca-eval", "win rates over a baseline, plain and length-controlled")
-    _alpaca_generate(_step(alpaca, "generate", "questions to a model's outputs"))
+    add_alpaca_generate(_step(alpaca, "generate", "questions to a model's outputs"))
     _alpaca_judge(_step(alpaca, "judge", "outputs of a model and a baseline to annotations"))
     _alpaca_score(_step(alpaca, "score", "annotations to win rates"))
     _alpaca_run(_step(alpaca, "run", "all three, in one folder; a step whose file is there is not done again"))
     arena = _steps(benchmarks, "arena-hard", "two games a question against a baseline")
+    add_arena_generate(_step(arena, "generate", "questions to answers, greedy"))
     _arena_score(_step(arena, "score", "judgments to scores with intervals"))
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
+    add_mt_generate(_step(mt, "generate", "questions to answers of both turns, by the category's temperature"))
     _mt_judge(_step(mt, "judge", "answers to judgments by rating"))
     _mt_score(_step(mt, "score", "judgments to means, by turn and category"))
     add_preferences(benchmarks)
@@ -82,48 +93,9 @@ def _step(steps: Any, name: str, line: str) -> argparse.ArgumentParser:
 # --- AlpacaEval 2
 
 
-def _alpaca_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--questions", required=True, metavar="F.json", help="rows with 'instruction' (the baseline's)")
-    parser.add_argument("--output", required=True, metavar="F.json", help="where the outputs go, and a configs.yaml")
-    _add_generation(parser)
-    parser.set_defaults(run=_run_alpaca_generate)
-
-
-def _add_generation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub name")
-    parser.add_argument(
-        "--preset", required=True, metavar="NAME",
-        help="published sampling: llama3-instruct, mistral-base, mistral-instruct, gemma2-it; or greedy",
-    )  # fmt: skip
-    parser.add_argument("--temperature", type=float, metavar="T", help="in place of the preset's")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="in place of the preset's")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    parser.add_argument("--slots", type=int, default=32, metavar="N", help="answers written at the same time (32)")
-    parser.add_argument("--generator", metavar="NAME", help="the model's name in the files (its folder's)")
-
-
-def _run_alpaca_generate(options: argparse.Namespace) -> int:
-    from preftune.errors import RecipeError
-    from preftune.evaluation.files import read_rows
-    from preftune.evaluation.generate import PRESETS, generate_outputs, with_limit
-
-    if options.preset not in PRESETS:
-        raise RecipeError(f"--preset: '{options.preset}' is none of {', '.join(PRESETS)}.")
-    rows = generate_outputs(
-        options.model,
-        read_rows(options.questions, ("instruction",)),
-        options.output,
-        with_limit(PRESETS[options.preset], options.max_new_tokens, options.temperature),
-        generator=options.generator,
-        seed=options.seed,
-        slots=options.slots,
-    )
-    print(f"{options.output}: {len(rows)} outputs")
-    return 0
-
-
 def _alpaca_run(parser: argparse.ArgumentParser) -> None:
-    _add_generation(parser)
+    add_generation(parser)
+    add_preset(parser)
     parser.add_argument(
         "--baseline", required=True, metavar="F.json", help="its model_outputs.json, with the questions"
     )
@@ -141,7 +113,7 @@ def _run_alpaca(options: argparse.Namespace) -> int:
     options.outputs = str(folder / "model_outputs.json")
     options.annotations = str(folder / "annotations.json")
     _one_judge(options)
-    for path, step in ((options.outputs, _run_alpaca_generate), (options.annotations, _run_alpaca_judge)):
+    for path, step in ((options.outputs, run_alpaca_generate), (options.annotations, _run_alpaca_judge)):
         options.output = path
         if Path(path).exists():
             log.info("%s is there already.", path)
