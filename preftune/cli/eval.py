@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _alpaca_run(_step(alpaca, "run", "all three, in one folder; a step whose file is there is not done again"))
     arena = _steps(benchmarks, "arena-hard", "two games a question against a baseline")
     add_arena_generate(_step(arena, "generate", "questions to answers, greedy"))
+    _arena_judge(_step(arena, "judge", "answers of a model and a baseline to judgments"))
     _arena_score(_step(arena, "score", "judgments to scores with intervals"))
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
     add_mt_generate(_step(mt, "generate", "questions to answers of both turns, by the category's temperature"))
@@ -204,6 +205,28 @@ def _run_alpaca_score(options: argparse.Namespace) -> int:
 
 
 # --- Arena-Hard
+
+
+def _arena_judge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("answers", metavar="ANSWERS.jsonl")
+    parser.add_argument("--baseline", required=True, metavar="F.jsonl", help="the baseline's answers")
+    parser.add_argument("--prompts", required=True, metavar="F.yaml", help="the judge's file of arena-hard-auto")
+    parser.add_argument("--output", required=True, metavar="F.jsonl", help="where the judgments go")
+    parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
+    _add_endpoint(parser, required=True)
+    parser.set_defaults(run=_run_arena_judge)
+
+
+def _run_arena_judge(options: argparse.Namespace) -> int:
+    from preftune.evaluation.arena_judge import judge, load_judge_prompt
+    from preftune.evaluation.files import read_rows, write_rows
+
+    answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
+    prompt = load_judge_prompt(options.prompts)
+    rows = judge(_open_endpoint(options), answers, baseline, prompt, options.version, options.prices)
+    write_rows(options.output, rows)
+    print(f"{options.output}: {len(rows)} judgments")
+    return 0
 
 
 def _arena_score(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ VERBS: dict[str, str] = {
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "score": "score responses with a reward model",
-    "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
+    "eval": "AlpacaEval 2, Arena-Hard, MT-Bench; reward accuracy; a model before and after",
     "chat": "talk to a model",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",
