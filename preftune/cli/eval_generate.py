@@ -50,10 +50,11 @@ def run_alpaca_generate(options: argparse.Namespace) -> int:
 
 def add_mt_generate(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
-    parser.set_defaults(run=_run_mt)
+    parser.set_defaults(run=run_mt_generate)
 
 
-def _run_mt(options: argparse.Namespace) -> int:
+def run_mt_generate(options: argparse.Namespace) -> int:
+    """Raises PreftuneError: the model or the questions are wrong."""
     from preftune.evaluation.bench_answers import MT_MAX_TOKENS, answer_mt_bench
     from preftune.evaluation.files import read_rows
 
@@ -66,10 +67,11 @@ def _run_mt(options: argparse.Namespace) -> int:
 
 def add_arena_generate(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
-    parser.set_defaults(run=_run_arena)
+    parser.set_defaults(run=run_arena_generate)
 
 
-def _run_arena(options: argparse.Namespace) -> int:
+def run_arena_generate(options: argparse.Namespace) -> int:
+    """Raises PreftuneError: the model or the questions are wrong."""
     from preftune.evaluation.answers import changed_preset
     from preftune.evaluation.bench_answers import ARENA_PRESET, answer_arena_hard
     from preftune.evaluation.files import read_rows

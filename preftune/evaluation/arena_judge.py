@@ -1,8 +1,8 @@
 """Arena-Hard's judging: answers of a model and a baseline in, two games a question out.
 
 The judge's prompt is not part of preftune: it is read from a file as arena-hard-auto has them, YAML with
-`system_prompt` and `prompt_template` (a text, or a list of one). The template holds question and answers as {question_1}, {answer_1},
-{answer_2} (v0.1) or {QUESTION}, {ANSWER_A}, {ANSWER_B} (v2.0).
+`system_prompt` and `prompt_template` (a text, or a list of one). The template holds question and answers as
+{question_1}, {answer_1}, {answer_2} (v0.1) or {QUESTION}, {ANSWER_A}, {ANSWER_B} (v2.0).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from preftune.evaluation.generate import PRESETS, generate_outputs
 from preftune.model.ends import ending_ids
 from preftune.types import Message
 from tests.data.conftest import CHATML, build_byte_tokenizer
+from tests.endpoint.server import Script, serving
 from tests.small import SHAPE as SMALL
 
 SHAPE = {**SMALL, "vocab_size": 260, "pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 257}
@@ -134,3 +135,38 @@ def test_arena_hard_answers_have_the_official_form(folder, tmp_path):
     assert all(isinstance(row["messages"][1]["content"]["answer"], str) for row in rows)
     with pytest.raises(DataError, match="uid 'a' is there twice"):
         answer_arena_hard(candidate, [questions[0], questions[0]], tmp_path / "x.jsonl")
+
+
+def test_mt_bench_and_arena_hard_run_end_to_end_on_an_endpoint(folder, tmp_path, capsys):
+    """The server repeats what it is asked, so the judge's prompt decides the verdict."""
+    write_rows(tmp_path / "mt.jsonl", [{"question_id": 81, "category": "writing", "turns": ["Say.", "Again."]}])
+    write_rows(tmp_path / "prompts.jsonl", [
+        {"name": f"single-v1{turn}", "system_prompt": "Judge.", "prompt_template": text}
+        for turn, text in (("", "[[4]] {answer}"), ("-multi-turn", "[[7]] {answer_2}"))
+    ])  # fmt: skip
+    questions = [{"uid": uid, "prompt": f"Tell {uid}."} for uid in "ab"]
+    write_rows(tmp_path / "arena.jsonl", questions)
+    answer_arena_hard(Candidate(str(folder / "policy"), "base"), questions, tmp_path / "base.jsonl", SHORT)
+    (tmp_path / "judge.yaml").write_text(
+        "system_prompt: x\nprompt_template: '[[B>A]] {QUESTION} {ANSWER_A} {ANSWER_B}'"
+    )
+    common = [str(folder / "policy"), "--max-new-tokens", "6", "--json", "--judge", "j", "--endpoint"]
+    script = Script()
+    with serving(script) as url:
+        mt = ["eval", "mt-bench", "run", *common, url, "--questions", str(tmp_path / "mt.jsonl"), "--references",
+              str(tmp_path / "reference.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl"), "--folder",
+              str(tmp_path / "mt")]  # fmt: skip
+        write_rows(tmp_path / "reference.jsonl", [{"question_id": 1, "choices": [{"turns": ["a", "b"]}]}])
+        assert main(mt) == 0
+        said = capsys.readouterr().out
+        assert json.loads(said[said.index("{") :])["by_turn"] == {"1": 4.0, "2": 7.0}
+        arena = ["eval", "arena-hard", "run", *common, url, "--questions", str(tmp_path / "arena.jsonl"), "--baseline",
+                 str(tmp_path / "base.jsonl"), "--prompts", str(tmp_path / "judge.yaml"), "--folder",
+                 str(tmp_path / "arena"), "--version", "v2.0"]  # fmt: skip
+        assert main(arena) == 0
+        said = capsys.readouterr().out
+        found = json.loads(said[said.index("{") :])
+        assert (found["model"], found["questions"], found["battles"]) == ("policy", 2, 4)
+        asked = len(script.asked)
+        assert main(mt) == 0 and main(arena) == 0
+        assert len(script.asked) == asked == 2 + 4
