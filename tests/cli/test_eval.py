@@ -91,6 +91,7 @@ def test_arena_hard_and_mt_bench_judgments_are_scored(tmp_path, capsys):
     assert "by_turn 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_judging_that_is_killed_goes_on_where_it_was(files, capsys):
     script = Script(delay=0.15)
     with serving(script) as url:
