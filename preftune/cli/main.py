@@ -31,7 +31,7 @@ VERBS: dict[str, str] = {
     "annotate": "score the answers of a file: reward model, ranker, judge, function, rule",
     "pairs": "make pairs of chosen and rejected from scored answers",
     "onpolicy": "rounds of sampling, scoring, pairing and training",
-    "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
+    "eval": "AlpacaEval 2, Arena-Hard, MT-Bench; reward accuracy; a model before and after",
     "chat": "talk to a model",
     "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",
