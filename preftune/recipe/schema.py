@@ -158,7 +158,7 @@ class Recipe:
         reference_model_revision: of a hub name.
         precompute_reference: compute the reference's log-probs before training, and let it leave memory.
         reference_cache: folder of these log-probs; null: preftune/ in the user's cache folder.
-        micro_batch_tokens: tokens of one forward pass; null: chosen at the start.
+        micro_batch_tokens: tokens of one forward pass; null or auto: chosen at the start, by the memory that is free.
         total_batch_size: groups of one optimizer step over all processes.
         share_prompt: compute the prompt of a group once.
         disable_dropout: train without dropout.
@@ -312,14 +312,17 @@ class Recipe:
         return {key: value for group in self._groups().values() for key, value in group.items()}
 
     def to_yaml(self) -> str:
-        """The complete recipe as a file that `load_recipe` reads back to an equal recipe."""
+        """The complete recipe as a file that `load_recipe` reads back to an equal recipe, but for passwords."""
         return "\n".join(f"# {name}\n{_dump(values)}" for name, values in self._groups().items())
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         groups = {name: {key: getattr(self, key) for key in keys} for name, keys in GROUPS.items()}
         own = groups["objective"]
         groups["objective"] = {"objective": own.pop("objective"), **self.objective_args, **own}
-        return {**groups, "training": self.training}
+        return {**groups, "training": {key: value for key, value in self.training.items() if key not in SECRET}}
+
+
+SECRET = frozenset({"hub_token"})  # never written anywhere
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -32,8 +32,9 @@ from preftune.objectives import load_objective
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
 from preftune.recipe.guards import bf16_guard, guard_rails
-from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.arguments import PreferenceArguments
 from preftune.train.best import say_best
+from preftune.train.budget import choose_micro_batch_tokens
 from preftune.train.card import write_card
 from preftune.train.checkpoint import (
     LOG,
@@ -124,7 +125,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         reference_model=reference,
         precompute_reference=recipe.precompute_reference,
         reference_cache=recipe.reference_cache,
-        cut=Cut(max_tokens=recipe.micro_batch_tokens or default_micro_batch_tokens(args.device)),
+        cut=Cut(max_tokens=choose_micro_batch_tokens(recipe, args, model, reference)),
         road=recipe.road,
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
@@ -135,6 +136,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     trainer.settings = run_settings(recipe, args)
+    trainer.upload_later = True
     del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     guard_trackers(trainer)
@@ -178,6 +180,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         write_run_files(recipe, folder, summary)
         for rescue in rescues(folder):
             shutil.rmtree(rescue, ignore_errors=True)
+        if args.push_to_hub:
+            trainer.upload_run()
     return summary
 
 
@@ -261,6 +265,9 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
             raise RecipeError("torch_dtype: float16 needs a GPU. Use bfloat16 or float32 on this machine.")
         given["fp16"] = True
     given.setdefault("disable_tqdm", True)  # TerminalProgress shows more
+    token = given.pop("hub_token", None)
+    if token:  # from here it goes into no file: neither the arguments of a checkpoint nor the recipe of the run
+        os.environ["HF_TOKEN"] = str(token)
     try:
         return PreferenceArguments(**given)
     except (ValueError, TypeError, ImportError) as cause:

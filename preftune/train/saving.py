@@ -16,15 +16,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints, set_seed
+from transformers.utils import PushInProgress
 
 from preftune import __version__
 from preftune.errors import CheckpointError, RecipeError, TrainingError
 from preftune.model.load import one_line
 from preftune.model.sharding import is_sharded, whole_state
 from preftune.train.checkpoint import MANIFEST, RESCUES, STAGING, checkpoints, publish, rescues, seal, step_of
+from preftune.train.engines import DDP, ONE
 from preftune.train.held import HeldTrainer
 from preftune.train.identity import changed_settings
+from preftune.train.push import open_repo, push_checkpoint, push_folder
 from preftune.train.rescue import RescueClock
 from preftune.train.window import ReopenWindow, Window
 
@@ -43,6 +46,7 @@ class SealedTrainer(HeldTrainer):
     window: Window | None = None  # the logging window of the checkpoint that is saved or loaded
     watch: Any = None  # of a collapse (`preftune.train.watch`): its start is part of a checkpoint
     staging = False
+    upload_later = False  # push_to_hub waits for upload_run
     window_start = 0.0  # of the throughput that is logged; time spent saving is moved out of it
 
     def _identity(self) -> dict[str, Any]:
@@ -82,17 +86,31 @@ class SealedTrainer(HeldTrainer):
         return os.path.join(run, STAGING) if self.staging else run
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.staging:  # uploads in the background from the folder it is given: only a published one
-            super()._push_from_checkpoint(checkpoint_folder)
+        """In the background; of a published checkpoint alone, and by HubStrategy CHECKPOINT and the like all of it."""
+        args = self.args
+        if self.staging or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
+            return
+        jobs = push_checkpoint(Path(checkpoint_folder), self.hub_model_id, args.hub_strategy, args.hub_revision)
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
         try:
-            super().init_hf_repo(token, private)
+            self.hub_model_id = open_repo(name, private=private, update=True)
         except Exception as cause:  # whatever the network's library raises: before training it is a setting to mend
             raise RecipeError(
-                f"'push_to_hub': no repository for '{self.args.hub_model_id or self.args.output_dir}' on the hub "
-                f"({one_line(cause)}). Log in with `hf auth login`, or set push_to_hub: false."
+                f"'push_to_hub': no repository for '{name}' on the hub ({one_line(cause)}). Log in with `hf auth "
+                "login`, or set push_to_hub: false."
             ) from cause
+        self.push_in_progress = None
 
     def push_to_hub(
         self,
@@ -103,12 +121,28 @@ class SealedTrainer(HeldTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As Trainer's; a hub that is out of reach does not take a finished run down with it."""
+        """Save and upload. A run with a recipe does that when its folder is complete (`upload_run`), and not before."""
+        if self.upload_later:
+            return None
+        self.save_model(_internal_call=True)
+        return self.upload_run(commit_message or "Model save", revision)
+
+    def upload_run(self, message: str = "End of training", revision: str | None = None) -> str | None:
+        """Put the output folder on the hub; one that is out of reach does not take a finished run down with it."""
+        if not self.is_world_process_zero():
+            return None
+        folder = self.args.output_dir
+        self._finish_current_push()
         try:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            if self.hub_model_id is None:
+                self.init_hf_repo()
+            return push_folder(
+                folder, self.hub_model_id, update=True, revision=revision or self.args.hub_revision, message=message
+            )
         except Exception as cause:
-            folder = self.args.output_dir
-            logger.warning("Saved in %s, but not on the hub (%s). Upload it with `hf upload`.", folder, one_line(cause))
+            logger.warning(
+                "Saved in %s, but not on the hub (%s). Upload it with `preftune push`.", folder, one_line(cause)
+            )
             return None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -190,6 +224,7 @@ class SealedTrainer(HeldTrainer):
             "run": self._identity(),
             "settings": self.settings,
             "processes": self.args.world_size,
+            "engine": self.engine,
             "versions": {
                 "python": platform.python_version(),
                 "preftune": __version__,
@@ -207,13 +242,21 @@ class SealedTrainer(HeldTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        then = None if checkpoint is None else _facts_of(Path(checkpoint)).get("processes")
+        if then not in (None, self.args.world_size):
+            set_seed(self.args.seed + self.state.global_step)  # draws of other processes; only dropout asks for any
+            if self.args.process_index == 0:
+                now = self.args.world_size
+                logger.warning("Made by %d processes and gone on with by %d: same batch, same order.", then, now)
+            return
         ranked = self.args.world_size > 1
         self._require(checkpoint, f"rng_state_{self.args.process_index}.pth" if ranked else "rng_state.pth")
         super()._load_rng_state(checkpoint)
 
     def check_same_run(self, checkpoint: Path) -> None:
         """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
-        check_same_run(checkpoint, self._identity(), self.settings)
+        check_same_run(checkpoint, self._identity(), self.settings, self.args.world_size)
+        check_same_world(checkpoint, self.engine, self.args.world_size)
 
     def _require(self, checkpoint: str | None, name: str) -> None:
         if checkpoint is not None and not (Path(checkpoint) / name).is_file():
@@ -224,25 +267,56 @@ class SealedTrainer(HeldTrainer):
             )
 
 
-def check_same_run(checkpoint: Path, now: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+def check_same_run(
+    checkpoint: Path,
+    now: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    processes: int | None = None,
+) -> None:
     """Refuse to go on where what a run is (`now`), or its settings, are not what the checkpoint's manifest says.
 
     Raises:
         CheckpointError: with what has changed.
     """
-    manifest = checkpoint / MANIFEST
-    if not manifest.is_file():
-        return  # not one of ours; whoever reads it decides
-    facts = json.loads(manifest.read_text(encoding="utf-8"))
-    changed = [
-        *changed_settings(facts.get("run", {}), now),
-        *changed_settings(facts.get("settings", {}), settings or {}),
-    ]
-    if changed:
-        raise CheckpointError(
-            f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
-            "with model_name_or_path set to it."
+    facts = _facts_of(checkpoint)  # {}: not one of ours; whoever reads it decides
+    then = facts.get("run", {})
+    changed = [*changed_settings(then, now), *changed_settings(facts.get("settings", {}), settings or {})]
+    if not changed:
+        return
+    remedy = "Use the recipe that made it, or start afresh with model_name_or_path set to it."
+    batch, others = then.get("global_batch"), facts.get("processes", processes)
+    if len(changed) == 1 and batch != now.get("global_batch") and processes not in (None, others):
+        remedy = (
+            f"It was made by {others} process{'es' * (others != 1)}, and this is {processes}: set total_batch_size: "
+            f"{batch}, in place of per_device_train_batch_size and gradient_accumulation_steps."
         )
+    raise CheckpointError(f"'{checkpoint}' is of another run: {'; '.join(changed)}. {remedy}")
+
+
+def check_same_world(checkpoint: Path, engine: str, processes: int) -> None:
+    """Refuse another number of processes where an engine keeps a piece of the optimizer for each.
+
+    Under DDP, or in one process, the optimizer is whole in every process, and the order of the data and the batch do
+    not depend on how many there are.
+
+    Raises:
+        CheckpointError: the pieces are of other processes.
+    """
+    facts = _facts_of(checkpoint)
+    then, whole = facts.get("processes", processes), (ONE, DDP)
+    if then == processes or (engine in whole and facts.get("engine", engine) in whole):
+        return
+    made = f"{then} process{'es' * (then != 1)} under {facts.get('engine', engine)}"
+    raise CheckpointError(
+        f"'{checkpoint}' was made by {made}, and this is {engine} with {processes}: such engines keep a piece of the "
+        f"optimizer's state for each process. Go on with {then}, or start afresh with model_name_or_path set to it."
+    )
+
+
+def _facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What its manifest says; {} without one."""
+    manifest = checkpoint / MANIFEST
+    return json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
 
 
 def _not_saved(cause: Exception, run: Path, name: str) -> str:

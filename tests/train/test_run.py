@@ -322,8 +322,8 @@ class TestHub:
         def gone(*_, **__):
             raise ConnectionError("no route")
 
-        monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_: None)
-        monkeypatch.setattr("transformers.Trainer.push_to_hub", gone)
+        monkeypatch.setattr("preftune.train.saving.open_repo", lambda name, **_: name)
+        monkeypatch.setattr("preftune.train.saving.push_folder", gone)
         summary = train(None, **work, push_to_hub=True, hub_model_id="me/model")
         assert summary["steps"] == 4
         assert "Saved in run, but not on the hub (ConnectionError: no route)." in caplog.text
