@@ -45,10 +45,10 @@ def _of_the_goals(plan: Plan) -> str:
 def _speed_section(plan: Plan, results: Results) -> list[str]:
     lines = ["## Speed", "", report.speed_table(results.steps, plan.baseline), ""]
     lines += [
-        f"{plan.repeats} repetition(s) after a dropped warm-up. Tokens are useful ones: each prompt once, each "
-        "response once. Speed-up: median over the repetitions, each in brackets. Floor: the time of the matrix "
-        "products no design can avoid, at the best rate measured in the same repetition (attention and everything "
-        "elementwise counted as nothing).",
+        f"{plan.repeats} repetition(s) after a dropped warm-up{_of_the_takes(plan)}. Tokens are useful ones: each "
+        "prompt once, each response once. Speed-up: all repetitions together, and in brackets the median and each. "
+        "Floor: the time of the matrix products no design can avoid, at the best rate measured in the same repetition "
+        "(attention and everything elementwise counted as nothing).",
         "",
         f"Largest difference between two designs' losses on one batch: {_spread(results)}.",
         "",
@@ -60,6 +60,10 @@ def _speed_section(plan: Plan, results: Results) -> list[str]:
     if added:
         lines += ["", f"Fed more tokens than the pairs have: {', '.join(sorted(added))} (see step.json)."]
     return lines
+
+
+def _of_the_takes(plan: Plan) -> str:
+    return f", each gone through {plan.takes} times, the quickest counting" if plan.takes > 1 else ""
 
 
 def _spread(results: Results) -> str:

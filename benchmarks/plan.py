@@ -21,6 +21,7 @@ class Plan:
     parts: tuple[str, ...]
     pairs: int
     repeats: int
+    takes: int
     threads: int
     size: ModelSize
     large_vocabs: tuple[int, ...]

@@ -140,8 +140,8 @@ def describe_commit() -> str:
 
 def _speed_cells(own: list[StepSample], reference: list[StepSample]) -> list[str]:
     wall, cpu = sum(sample.wall_s for sample in own), sum(sample.cpu_s for sample in own)
-    walls = _median_and_each([sample.wall_s for sample in own], [sample.wall_s for sample in reference])
-    cpus = _median_and_each([sample.cpu_s for sample in own], [sample.cpu_s for sample in reference])
+    walls = _speedup_cell([sample.wall_s for sample in own], [sample.wall_s for sample in reference])
+    cpus = _speedup_cell([sample.cpu_s for sample in own], [sample.cpu_s for sample in reference])
     return [
         f"{sum(sample.pairs for sample in own) / wall:.3g}",
         f"{sum(sample.useful_tokens for sample in own) / wall:.0f}",
@@ -160,12 +160,13 @@ def speedups(own: list[float], reference: list[float]) -> list[float]:
     return [theirs / ours for ours, theirs in zip(own, reference, strict=True)]
 
 
-def _median_and_each(own: list[float], reference: list[float]) -> str:
-    """Median of the speed-ups, and in brackets each repetition."""
+def _speedup_cell(own: list[float], reference: list[float]) -> str:
+    """Of all repetitions together, and in brackets the median and each."""
     if len(own) != len(reference):
         return "-"
     ratios = speedups(own, reference)
-    return f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"{sum(reference) / sum(own):.2f} (median {statistics.median(ratios):.2f}; {each})"
 
 
 def _ratio(numerator: float, denominator: float) -> str:

@@ -23,11 +23,14 @@ ALLOWED = {
     "model": BASE | {"objectives", "data"},
     "recipe": BASE | {"objectives", "data", "model"},
     "train": MIDDLE,
-    "onpolicy": MIDDLE | {"train"},
-    "evaluation": MIDDLE | {"train"},
-    "serve": MIDDLE | {"train"},
+    "endpoint": BASE,  # a client for OpenAI-compatible endpoints
+    "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
+    "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},
+    "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
+    "serve": MIDDLE | {"train", "endpoint", "generation"},
+    "export": MIDDLE | {"train"},
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "onpolicy", "evaluation", "serve", "demo"},
+    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

@@ -27,8 +27,13 @@ VERBS: dict[str, str] = {
     "sft": "the same for supervised fine-tuning",
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
+    "sample": "sample answers of a model to prompts, for on-policy data",
     "score": "score responses with a reward model",
+    "onpolicy": "rounds of sampling, scoring, pairing and training",
+    "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
+    "export": "write a model as one folder: adapter merged, precision chosen",
+    "push": "put a model or a run on the hub",
 }
 
 # Verbs that are `rlhf` with its --rlhf_type.

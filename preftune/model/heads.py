@@ -150,12 +150,13 @@ def _load_classifier(source: _Source) -> tuple[PreTrainedModel, bool]:
 def _load_adapted(folder: Path, source: _Source) -> tuple[PreTrainedModel, bool]:
     """The base model with the adapter merged into it, and whether the head came with one of them."""
     from preftune.model.lora import load_adapter  # the extra `lora`
+    from preftune.model.merge import merge_adapter
 
     adapter = find_adapter(str(folder), source.revision)
     assert adapter is not None  # adapter_config.json is there
     model, has_head = _load_classifier(replace(source, name=adapter.base, revision=adapter.base_revision))
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return load_adapter(model, str(folder)).merge_and_unload(), has_head or settings.get("task_type") == "SEQ_CLS"
+    return merge_adapter(load_adapter(model, str(folder))), has_head or settings.get("task_type") == "SEQ_CLS"
 
 
 @contextmanager

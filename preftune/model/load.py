@@ -39,6 +39,7 @@ def load_model(
     attn_implementation: str | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
+    use_safetensors: bool | None = None,
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     quant_type: str = "nf4",
@@ -54,6 +55,7 @@ def load_model(
             where flash attention is asked for and cannot run (one line in the log).
         revision: of a hub name.
         trust_remote_code: run Python code that comes with the model; never set by preftune itself.
+        use_safetensors: True reads no pickle files of a hub name (of a folder: `preftune.model.place.refuse_pickle`).
         load_in_4bit, load_in_8bit: hold the linear layers but the head quantised by bitsandbytes, all weights frozen,
             to train an adapter on (QLoRA, Dettmers et al. 2023, arXiv:2305.14314). `torch_dtype` is the precision of
             everything else and of the products (bfloat16 where it is auto). PEFT's recipe casts norms, embeddings and
@@ -75,6 +77,7 @@ def load_model(
             attn_implementation=usable_attention(attn_implementation),
             revision=revision if adapter is None else adapter.base_revision,
             trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
             quantization_config=None if bits is None else _quantisation(bits, dtype, quant_type, double_quant),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as cause:

@@ -350,6 +350,13 @@ def tolerance_of(model: Any) -> float:
 
 def obstacle_to_packing(model: Any, config: Any) -> str | None:
     """What forbids packing whatever the weights: a preflight on fresh weights can be too small to show it."""
+    if any(_drops_attention(name, module) for name, module in model.named_modules()):
+        return "its attention dropout is on."
+    return obstacle_to_own_attention(model, config)
+
+
+def obstacle_to_own_attention(model: Any, config: Any) -> str | None:
+    """Why an attention function of ours cannot stand in for that of all its layers."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention", "attention"}
     if kinds:
         return f"it has layers of another kind than plain attention ({', '.join(sorted(kinds))})."
@@ -358,8 +365,6 @@ def obstacle_to_packing(model: Any, config: Any) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         return f"its rotary embedding ({rope['rope_type']}) depends on the longest sequence of a batch."
-    if any(_drops_attention(name, module) for name, module in model.named_modules()):
-        return "its attention dropout is on."
     return None
 
 

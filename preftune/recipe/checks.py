@@ -37,6 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_precision(recipe)
     _check_evaluation(recipe)
     _check_streaming(recipe)
+    _check_watch(recipe)
     check_batch(recipe)
 
 
@@ -162,6 +163,16 @@ def _check_evaluation(recipe: Recipe) -> None:
         raise RecipeError(f"'{key}' {value} needs data. Set eval_dataset, or leave {key} out.")
     if training.get("load_best_model_at_end"):
         _check_best_model(strategy, training)
+
+
+def _check_watch(recipe: Recipe) -> None:
+    keys = ("watch_prompts", "watch_steps", "on_collapse")
+    if recipe.objective == "ppo":
+        _refuse_idle(recipe, ("watch", *keys), "ppo samples answers at every step and logs their length, score and kl")
+    elif recipe.build_objective().reads == Reads.SCORES:
+        _refuse_idle(recipe, ("watch", *keys), f"{recipe.objective} trains a value head, which gives no answers")
+    elif not recipe.watch:
+        _refuse_idle(recipe, keys, "watch is false")
 
 
 _WHOLE_ONLY = ("test_split_size", "dedupe", "precompute_reference", "tokens_cache", "dataset_num_proc")

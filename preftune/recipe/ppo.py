@@ -101,5 +101,5 @@ def _check_training(recipe: Recipe) -> None:
         ("neftune_noise_alpha", None),
     ):
         if training.get(key, harmless) not in (harmless, None):
-            remedy = "Upload the run folder with `hf upload`." if key == "push_to_hub" else "Leave it out."
+            remedy = "Upload the run folder with `preftune push`." if key == "push_to_hub" else "Leave it out."
             raise RecipeError(f"'{key}' {str(training[key]).lower()} is not for ppo. {remedy}")

@@ -93,6 +93,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "step": ("micro_batch_tokens", "total_batch_size", "share_prompt", "disable_dropout", "road"),
     "saving": ("value_head_format", "rescue_minutes", "on_nonfinite"),
+    "watch": ("watch", "watch_prompts", "watch_steps", "on_collapse"),
 }
 SCHEMA_KEYS: tuple[str, ...] = tuple(key for keys in GROUPS.values() for key in keys)
 
@@ -165,6 +166,10 @@ class Recipe:
         rescue_minutes: a checkpoint by the clock, whatever save_steps says; two are kept; 0: none.
         road: packed rows, padded rows, or packed where the model allows it (auto).
         on_nonfinite: stop at a step whose log-probs or gradient are no numbers, or skip it (at most ten times).
+        watch: answer a few fixed prompts while training, and say when the model collapses; changes nothing of the run.
+        watch_prompts: how many, from the evaluation set, else from what is trained on.
+        watch_steps: steps between two looks beside those at evaluations; null: a tenth of the run, at least ten.
+        on_collapse: warn; stop with an error; or rollback: end with the model of the last healthy checkpoint.
         objective_args: the objective's own keys.
         training: fields of `TrainingArguments`.
         origin: the file, for error messages.
@@ -236,6 +241,10 @@ class Recipe:
     value_head_format: Literal["safetensors", "bin"] = "safetensors"
     rescue_minutes: float = 15
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    watch: bool = True
+    watch_prompts: int = 16
+    watch_steps: int | None = None
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
     objective_args: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     origin: str = field(default="recipe", compare=False, repr=False)
@@ -303,14 +312,17 @@ class Recipe:
         return {key: value for group in self._groups().values() for key, value in group.items()}
 
     def to_yaml(self) -> str:
-        """The complete recipe as a file that `load_recipe` reads back to an equal recipe."""
+        """The complete recipe as a file that `load_recipe` reads back to an equal recipe, but for passwords."""
         return "\n".join(f"# {name}\n{_dump(values)}" for name, values in self._groups().items())
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         groups = {name: {key: getattr(self, key) for key in keys} for name, keys in GROUPS.items()}
         own = groups["objective"]
         groups["objective"] = {"objective": own.pop("objective"), **self.objective_args, **own}
-        return {**groups, "training": self.training}
+        return {**groups, "training": {key: value for key, value in self.training.items() if key not in SECRET}}
+
+
+SECRET = frozenset({"hub_token"})  # never written anywhere
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -72,6 +72,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "micro_batch_tokens": _AT_LEAST_1,
     "total_batch_size": _AT_LEAST_1,
     "rescue_minutes": _AT_LEAST_0,
+    "watch_prompts": _AT_LEAST_1,
+    "watch_steps": _AT_LEAST_1,
 }
 
 

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.errors import ModelError
 from preftune.model.load import load_model, load_tokenizer
+from preftune.model.place import model_folder
 from preftune.types import Message
 
 log = logging.getLogger(__name__)
@@ -159,33 +160,6 @@ def trained_system(folder: Path) -> str | None:
                 log.info("The system text of training is used; --system '' leaves it out.")
             return text
     return None
-
-
-def model_folder(folder: Path) -> Path:
-    """The folder itself, or the newest checkpoint of a run that has no final model.
-
-    Raises:
-        ModelError: there is no model.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"The folder '{folder}' does not exist. 'preftune demo' makes one: runs/demo.")
-    if _holds_model(folder):
-        return folder
-    numbered = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-[0-9]*") if _is_model(path)}
-    if not numbered:
-        raise ModelError(f"There is no model in '{folder}': no config.json, adapter_config.json or checkpoint-N.")
-    newest = numbered[max(numbered)]
-    log.info("The run has no final model; using %s.", newest)
-    return newest
-
-
-def _is_model(path: Path) -> bool:
-    return path.name.removeprefix("checkpoint-").isdigit() and _holds_model(path)
-
-
-def _holds_model(folder: Path) -> bool:
-    """Weights with their config, or an adapter, which names its base model."""
-    return any((folder / file).exists() for file in ("config.json", "adapter_config.json"))
 
 
 def _questions(at_terminal: bool) -> Iterator[str]:

@@ -30,7 +30,7 @@ from preftune.data.pack import pack
 from preftune.errors import ModelError
 from preftune.model.heads import load_reward_model, to_scorer
 from preftune.model.load import load_tokenizer
-from preftune.serve.chat import model_folder
+from preftune.model.place import model_folder
 from preftune.types import Example, TokenizedGroup
 
 log = logging.getLogger(__name__)

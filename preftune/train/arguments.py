@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
 from preftune.errors import RecipeError
+from preftune.train.best import lower_is_better
 from preftune.train.engines import join_deepspeed, prepare_environment
 
 
@@ -28,6 +29,8 @@ class PreferenceArguments(TrainingArguments):
         self.ddp_find_unused_parameters = False
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # under torchrun without it, ranks train apart and exit 0
+        if self.metric_for_best_model and self.greater_is_better is None:
+            self.greater_is_better = not lower_is_better(self.metric_for_best_model)
         prepare_environment(on_cpu=bool(self.use_cpu))
         super().__post_init__()
         if self.fsdp and self.fsdp_config.get("cpu_ram_efficient_loading"):

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 STAGING = ".incomplete"
 MANIFEST = "manifest.json"
 LOG = "log.jsonl"
+ANSWERS = "watch.jsonl"  # of the collapse watch
 SUMMARY = "summary.json"
 NAME = re.compile(r"(checkpoint|rescue)-(\d+)")
 RESCUES = 2  # kept: when the newest turns out damaged, there is another
@@ -94,7 +95,7 @@ def set_aside(run: Path, beyond: int = -1) -> Path | None:
     """Move what an earlier run left beyond a step out of the way of the run that begins there.
 
     Its checkpoints, damaged ones too: they would count as the newest ones of the new run. Of a run that begins at 0,
-    also the log and the summary. Returns where to, None without any checkpoint.
+    also the logs and the summary. Returns where to, None without any checkpoint.
     """
     left = [path for path in checkpoints(run) if step_of(path) > beyond]
     if not left:
@@ -103,7 +104,7 @@ def set_aside(run: Path, beyond: int = -1) -> Path | None:
     while (place := run / f"earlier-{number}").exists():
         number += 1
     place.mkdir()
-    more = [run / SUMMARY, run / LOG] if beyond < 0 else []
+    more = [run / SUMMARY, run / LOG, run / ANSWERS] if beyond < 0 else []
     for path in (*left, *(path for path in more if path.exists())):
         path.rename(place / path.name)
     return place

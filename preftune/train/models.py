@@ -50,7 +50,7 @@ def load_trained_model(
         model.float()  # saved so and loaded with torch_dtype: auto; it needs loss scaling to train
     embed_new_tokens(model, new_tokens)
     if not scores:
-        _end_turns(model, tokenizer)
+        end_turns(model, tokenizer)
     if recipe.adapter_name_or_path is not None:
         from preftune.model.lora import load_adapter
 
@@ -125,7 +125,7 @@ def load_reference_model(recipe: Recipe, new_tokens: Sequence[int] = ()) -> PreT
     return reference
 
 
-def _end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def end_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Whoever loads the saved model stops where responses ended in training."""
     end, config = read_chat_format(tokenizer).end_id, model.generation_config
     if config is None:

@@ -55,6 +55,23 @@ CHARTS = (
     ),
     Chart("scores", "Scores", "score", (("objective/scores", "training"), ("eval_objective/scores", "held out"))),
     Chart("kl", "Divergence from the reference", "KL of a response (nats)", (("objective/kl", "training"),)),
+    Chart(
+        "watch_answers",
+        "Answers to the watched prompts",
+        "share",
+        (
+            ("watch/repetition", "repeat themselves"),
+            ("watch/ended", "come to an end"),
+            ("watch/distinct", "distinct 2-grams"),
+            ("watch/overlap", "overlap with the data's"),
+        ),
+    ),
+    Chart(
+        "watch_logps",
+        "Watched responses",
+        "nats per token",
+        (("watch/chosen", "log-prob of the chosen ones"), ("watch/kl", "KL(start || now)")),
+    ),
     Chart("throughput", "Throughput", "tokens per second", (("tokens_per_second", "tokens per second"),)),
 )
 

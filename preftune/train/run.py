@@ -33,6 +33,7 @@ from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
 from preftune.recipe.guards import bf16_guard, guard_rails
 from preftune.train.arguments import PreferenceArguments
+from preftune.train.best import say_best
 from preftune.train.budget import choose_micro_batch_tokens
 from preftune.train.card import write_card
 from preftune.train.checkpoint import (
@@ -57,6 +58,7 @@ from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard_trackers, usable_trackers
 from preftune.train.trainer import PreferenceTrainer
 from preftune.train.trouble import check_room, check_writable, said_plainly
+from preftune.train.watch import watch_collapse
 from preftune.types import TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -134,9 +136,13 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     trainer.settings = run_settings(recipe, args)
+    trainer.upload_later = True
     del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     guard_trackers(trainer)
+    watch = (
+        watch_collapse(trainer, recipe.watch_prompts, recipe.watch_steps, recipe.on_collapse) if recipe.watch else None
+    )
     if resume is not None:
         trainer.check_same_run(resume)
     trainer.accelerator.wait_for_everyone()  # all have looked for the checkpoint before anything is moved
@@ -147,6 +153,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     loop = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if watch is not None:
+            watch.settle()
         if recipe.training.get("do_eval") and held_out and not interrupt.asked:
             _evaluate_the_end(trainer)
     finally:
@@ -165,10 +173,15 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         save_value_head(trainer.model, folder, recipe.value_head_format)
     done_before = step_of(resume) if resume else 0
     summary = _summary(recipe, trainer, report, done_before, loop, time.perf_counter() - started)
+    best = say_best(trainer)
+    summary |= {} if best is None else {"best": best}
+    summary |= {} if watch is None else {"watch": watch.summary(loop)}
     if trainer.is_world_process_zero():
         write_run_files(recipe, folder, summary)
         for rescue in rescues(folder):
             shutil.rmtree(rescue, ignore_errors=True)
+        if args.push_to_hub:
+            trainer.upload_run()
     return summary
 
 
@@ -252,6 +265,9 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
             raise RecipeError("torch_dtype: float16 needs a GPU. Use bfloat16 or float32 on this machine.")
         given["fp16"] = True
     given.setdefault("disable_tqdm", True)  # TerminalProgress shows more
+    token = given.pop("hub_token", None)
+    if token:  # from here it goes into no file: neither the arguments of a checkpoint nor the recipe of the run
+        os.environ["HF_TOKEN"] = str(token)
     try:
         return PreferenceArguments(**given)
     except (ValueError, TypeError, ImportError) as cause:

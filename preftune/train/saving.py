@@ -16,7 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.trainer_utils import rotate_checkpoints, set_seed
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints, set_seed
+from transformers.utils import PushInProgress
 
 from preftune import __version__
 from preftune.errors import CheckpointError, RecipeError, TrainingError
@@ -26,6 +27,7 @@ from preftune.train.checkpoint import MANIFEST, RESCUES, STAGING, checkpoints, p
 from preftune.train.engines import DDP, ONE
 from preftune.train.held import HeldTrainer
 from preftune.train.identity import changed_settings
+from preftune.train.push import open_repo, push_checkpoint, push_folder
 from preftune.train.rescue import RescueClock
 from preftune.train.window import ReopenWindow, Window
 
@@ -42,7 +44,9 @@ class SealedTrainer(HeldTrainer):
     settings: dict[str, Any] = {}  # what a recipe says beside that (`preftune.train.identity.run_settings`)
     clock: RescueClock | None = None
     window: Window | None = None  # the logging window of the checkpoint that is saved or loaded
+    watch: Any = None  # of a collapse (`preftune.train.watch`): its start is part of a checkpoint
     staging = False
+    upload_later = False  # push_to_hub waits for upload_run
     window_start = 0.0  # of the throughput that is logged; time spent saving is moved out of it
 
     def _identity(self) -> dict[str, Any]:
@@ -55,9 +59,13 @@ class SealedTrainer(HeldTrainer):
 
     def _save_more(self, folder: Path) -> None:
         """Write further files into a staged checkpoint, in the main process."""
+        if self.watch is not None:
+            self.watch.save(folder)
 
     def _load_more(self, checkpoint: Path) -> None:
         """Read them again."""
+        if self.watch is not None:
+            self.watch.load(checkpoint)
 
     def _watch_the_clock(self, rescue_minutes: float) -> None:
         """Rescue checkpoints, and log lines that a resume does not cut. The clock is asked after other callbacks."""
@@ -78,17 +86,31 @@ class SealedTrainer(HeldTrainer):
         return os.path.join(run, STAGING) if self.staging else run
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.staging:  # uploads in the background from the folder it is given: only a published one
-            super()._push_from_checkpoint(checkpoint_folder)
+        """In the background; of a published checkpoint alone, and by HubStrategy CHECKPOINT and the like all of it."""
+        args = self.args
+        if self.staging or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
+            return
+        jobs = push_checkpoint(Path(checkpoint_folder), self.hub_model_id, args.hub_strategy, args.hub_revision)
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
         try:
-            super().init_hf_repo(token, private)
+            self.hub_model_id = open_repo(name, private=private, update=True)
         except Exception as cause:  # whatever the network's library raises: before training it is a setting to mend
             raise RecipeError(
-                f"'push_to_hub': no repository for '{self.args.hub_model_id or self.args.output_dir}' on the hub "
-                f"({one_line(cause)}). Log in with `hf auth login`, or set push_to_hub: false."
+                f"'push_to_hub': no repository for '{name}' on the hub ({one_line(cause)}). Log in with `hf auth "
+                "login`, or set push_to_hub: false."
             ) from cause
+        self.push_in_progress = None
 
     def push_to_hub(
         self,
@@ -99,12 +121,28 @@ class SealedTrainer(HeldTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As Trainer's; a hub that is out of reach does not take a finished run down with it."""
+        """Save and upload. A run with a recipe does that when its folder is complete (`upload_run`), and not before."""
+        if self.upload_later:
+            return None
+        self.save_model(_internal_call=True)
+        return self.upload_run(commit_message or "Model save", revision)
+
+    def upload_run(self, message: str = "End of training", revision: str | None = None) -> str | None:
+        """Put the output folder on the hub; one that is out of reach does not take a finished run down with it."""
+        if not self.is_world_process_zero():
+            return None
+        folder = self.args.output_dir
+        self._finish_current_push()
         try:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+            if self.hub_model_id is None:
+                self.init_hf_repo()
+            return push_folder(
+                folder, self.hub_model_id, update=True, revision=revision or self.args.hub_revision, message=message
+            )
         except Exception as cause:
-            folder = self.args.output_dir
-            logger.warning("Saved in %s, but not on the hub (%s). Upload it with `hf upload`.", folder, one_line(cause))
+            logger.warning(
+                "Saved in %s, but not on the hub (%s). Upload it with `preftune push`.", folder, one_line(cause)
+            )
             return None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -34,6 +34,7 @@ from preftune.model.sharding import lent
 from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.best import CheckMetric
 from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
@@ -129,6 +130,7 @@ class PreferenceTrainer(SealedTrainer):
         self.reference: Reference | None = None
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._watch_the_clock(rescue_minutes)
+        self.add_callback(CheckMetric(self))
         check_action(self)
         first = self._stream.first if self._stream else self.train_dataset or ()
         for groups in (first, *self._eval_sets().values()):
@@ -344,7 +346,6 @@ class PreferenceTrainer(SealedTrainer):
 
     # evaluation
 
-    @torch.no_grad()
     def evaluation_loop(
         self,
         dataloader: StepLoader,
@@ -353,6 +354,13 @@ class PreferenceTrainer(SealedTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        sums = self.evaluated(dataloader)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in sums.drain(self._summed).items()}
+        return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
+
+    @torch.no_grad()
+    def evaluated(self, dataloader: StepLoader) -> MetricSums:
+        """This process's sums over all steps of a loader, without dropout."""
         was_training = self.model.training
         model = self._wrap_model(self.model, training=False)
         if len(self.accelerator._models) == 0 and model is self.model:
@@ -368,18 +376,19 @@ class PreferenceTrainer(SealedTrainer):
                 sums.add(batch, policy, self.loss)
         model.train(was_training)
         self.window_start += time.perf_counter() - window  # training throughput leaves evaluation out
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in sums.drain(self._summed).items()}
-        return EvalLoopOutput(None, None, metrics, num_samples=len(dataloader.dataset))
+        return sums
 
     # checkpoints
 
     def _save_more(self, folder: Path) -> None:
+        super()._save_more(folder)
         if self.loss.objective.baseline == Baseline.RUNNING:
             (folder / RunningMean.FILE).write_text(self.running.to_json(), encoding="utf-8")
         if self._stream is not None:
             self._stream.save_mark(folder, self.state.global_step)
 
     def _load_more(self, checkpoint: Path) -> None:
+        super()._load_more(checkpoint)
         if self.loss.objective.baseline == Baseline.RUNNING:
             self._require(str(checkpoint), RunningMean.FILE)
             self.running = RunningMean.from_json((checkpoint / RunningMean.FILE).read_text(encoding="utf-8"))

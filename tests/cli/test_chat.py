@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from preftune.cli.main import main
 from preftune.data.chat import read_chat_format
 from preftune.errors import ModelError
-from preftune.serve.chat import Chat, model_folder
+from preftune.model.place import model_folder
+from preftune.serve.chat import Chat
 from preftune.types import Message
 
 WORDS = ["<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "a", "b", "c", "d"]

@@ -38,6 +38,17 @@ def command(real, out, *more):
     ]
 
 
+def start_two(method, words):
+    return subprocess.run(
+        [sys.executable, "-m", "preftune", method, *words],
+        cwd=ROOT,
+        env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
 def losses(folder, name="loss"):
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [record[name] for record in records if name in record]
@@ -84,14 +95,7 @@ def test_a_command_and_its_dry_run_train_the_same(real, tmp_path, capsys):
 def test_nproc_per_node_trains_in_that_many_processes_to_the_same_losses(real, tmp_path):
     more = ("--sft_type", "full", "--lr_scheduler_type", "constant")
     assert main(["simpo", *command(real, tmp_path / "one", *more)]) == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "preftune", "simpo", *command(real, tmp_path / "two", *more)],
-        cwd=ROOT,
-        env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = start_two("simpo", command(real, tmp_path / "two", *more))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "run sh: " in done.stderr and "--nproc_per_node 2" in done.stderr
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
@@ -100,14 +104,18 @@ def test_nproc_per_node_trains_in_that_many_processes_to_the_same_losses(real, t
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
+def test_reference_log_probs_made_ahead_are_those_of_the_run_when_weights_are_in_pieces(real, tmp_path):
+    more = ("--sft_type", "full", "--lr_scheduler_type", "constant")
+    assert main(["dpo", *command(real, tmp_path / "one", *more)]) == 0
+    zero3 = {"zero_optimization": {"stage": 3}, "zero_allow_untested_optimizer": True, "gradient_clipping": "auto"}
+    zero3 |= {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"}
+    more += ("--deepspeed", json.dumps(zero3), "--precompute_reference", "true")
+    done = start_two("dpo", command(real, tmp_path / "two", *more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
 def test_a_failure_in_the_processes_is_the_exit_code(real, tmp_path):
     words = [word.replace("stories260K-llama", "no-such-model") for word in command(real, tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "preftune", "simpo", *words],
-        cwd=ROOT,
-        env={**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = start_two("simpo", words)
     assert done.returncode != 0 and "no-such-model' does not exist" in done.stderr

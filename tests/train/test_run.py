@@ -72,10 +72,20 @@ def test_a_run_leaves_its_folder(work):
     records = read_log(folder / "log.jsonl")
     assert [record["step"] for record in records if "loss" in record] == [2, 4]
     assert [record["step"] for record in records if "eval_loss" in record] == [2, 4]
-    assert {"epoch", "seconds", "tokens_per_second", "grad_norm", "learning_rate"} <= set(records[0])
-    assert {path.name for path in (folder / "plots").iterdir()} >= {"loss.png", "rewards.png", "lengths.png"}
+    first = next(record for record in records if "loss" in record)
+    assert {"epoch", "seconds", "tokens_per_second", "grad_norm", "learning_rate"} <= set(first)
+    assert [record["step"] for record in records if "watch/repetition" in record] == [0, 2, 4]
+    assert {path.name for path in (folder / "plots").iterdir()} >= {
+        "loss.png",
+        "rewards.png",
+        "lengths.png",
+        "watch_answers.png",
+        "watch_logps.png",
+    }
+    assert summary["watch"]["looks"] == 3
     card = (folder / "README.md").read_text()
     assert "simpo: -log σ(2·(A_w - A_l - 0.5))" in card
+    assert "3 looks at the answers to 16 prompts" in card
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
 
 
@@ -104,8 +114,8 @@ def test_the_resolved_recipe_gives_the_same_weights(work):
 )
 def test_every_way_of_running_learns_the_pairs(work, values):
     summary = train(None, **{**work, "max_steps": 12, "learning_rate": 5e-3, **values})
-    records = read_log(Path("run/log.jsonl"))
-    assert records[-1]["loss"] < records[0]["loss"]
+    losses = [record["loss"] for record in read_log(Path("run/log.jsonl")) if "loss" in record]
+    assert losses[-1] < losses[0]
     assert torch.isfinite(torch.tensor(summary["metrics"]["loss"]))
 
 
@@ -312,8 +322,8 @@ class TestHub:
         def gone(*_, **__):
             raise ConnectionError("no route")
 
-        monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda *_: None)
-        monkeypatch.setattr("transformers.Trainer.push_to_hub", gone)
+        monkeypatch.setattr("preftune.train.saving.open_repo", lambda name, **_: name)
+        monkeypatch.setattr("preftune.train.saving.push_folder", gone)
         summary = train(None, **work, push_to_hub=True, hub_model_id="me/model")
         assert summary["steps"] == 4
         assert "Saved in run, but not on the hub (ConnectionError: no route)." in caplog.text

@@ -1,0 +1,328 @@
+"""Many requests to the servers of an endpoint at once, each tried again until it has a reply or its tries are used up.
+
+    endpoint = Endpoint(["http://gpu-1:8000/v1", "http://gpu-2:8000/v1"], "my-model")
+    for request, outcome in endpoint.ask(requests):     # as they are done
+        ...                                             # a ChatReply or a Failure
+
+Tried again: no connection, one that is cut, silence beyond the time limit, 408, 409, 425, 429, 5xx, and a reply that is
+no completion. A 429 or 503 lets the server rest for as long as its Retry-After says. Not tried again: any other
+4xx, which is about the request; a 401, 403 or 404 is about the server, which is then asked no more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from preftune.endpoint.budget import Budget
+from preftune.endpoint.cache import ReplyCache
+from preftune.endpoint.chat import ChatReply, ChatRequest, Failure, MalformedReplyError, parse_reply
+from preftune.endpoint.servers import Server, Servers
+from preftune.errors import PreftuneError, RecipeError
+
+log = logging.getLogger(__name__)
+
+Outcome = ChatReply | Failure
+PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+OF_THE_SERVER = {
+    401: "it wants another key. Put it into the environment variable {key_from}",
+    403: "it refuses the key in {key_from}",
+    404: "there is no such path or model. An address ends before /chat/completions, mostly in /v1",
+}
+LARGEST_REPLY = 64 * 2**20  # bytes
+BUSY = (429, 503)
+
+
+class EndpointError(PreftuneError):
+    """No server of the endpoint can be asked."""
+
+    exit_code = 1
+
+
+@dataclass
+class _TryAgainError(Exception):
+    """What went wrong; `rest` of the server in seconds (`Servers.failed`); `sent`: it may have been worked on."""
+
+    reason: str
+    rest: float | None
+    sent: bool
+
+
+@dataclass
+class _RefusedError(Exception):
+    """The server will not take this request, whoever asks again."""
+
+    reason: str
+
+
+class _ServerRefusesError(Exception):
+    """The server takes no request of ours; the message says why."""
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint.
+
+    Args:
+        urls: addresses up to /v1, one or several that serve the same model.
+        model: its name there.
+        key_from: the environment variable that holds the key; one that is not set sends none.
+        concurrency: requests under way at once, over all servers.
+        tries: of a request, the first included.
+        patience: seconds that the second try waits at most; twice as long each further time, up to a minute.
+        timeout: seconds from sending a request to the end of its reply.
+        cache: replies that are there already are not asked for, new ones are kept.
+        budget: what all requests may cost.
+
+    Raises:
+        RecipeError: an address is none, or a number is too small.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        model: str,
+        *,
+        key_from: str = "OPENAI_API_KEY",
+        concurrency: int = 16,
+        tries: int = 8,
+        patience: float = 1.0,
+        timeout: float = 600.0,
+        cache: ReplyCache | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        addresses = [urls] if isinstance(urls, str) else list(urls)
+        for address in addresses:
+            if not address.startswith(("http://", "https://")):
+                raise RecipeError(
+                    f"'{address}' is no address of an endpoint; expected one like http://localhost:8000/v1."
+                )
+        for name, value in {"urls": len(addresses), "concurrency": concurrency, "tries": tries}.items():
+            if value < 1:
+                raise RecipeError(f"'{name}' of an endpoint must be at least 1, found {value}.")
+        self.model, self.key_from, self.concurrency = model, key_from, concurrency
+        self.tries, self.patience, self.timeout = tries, patience, timeout
+        self.cache, self.budget = cache, budget
+        self.servers = Servers([address.rstrip("/") for address in addresses])
+
+    def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
+        """Every request with its reply or failure, in the order in which they are done.
+
+        Requests are drawn as there is room for them, so they may come from a generator of any length.
+
+        Raises:
+            EndpointError: no server is left to ask. Replies that came before have been given.
+            BudgetSpentError: the same of a budget that is used up.
+        """
+        call = _Call(self)
+        try:
+            yield from call.run(iter(requests))
+        finally:
+            call.stop.set()
+
+    def ask_in_order(self, requests: Iterable[ChatRequest]) -> list[Outcome]:
+        """The same, all of them, in the order of the requests."""
+        listed = list(requests)
+        places = {id(request): place for place, request in enumerate(listed)}
+        found: list[Any] = [None] * len(listed)
+        for request, outcome in self.ask(listed):
+            found[places[id(request)]] = outcome
+        return found
+
+    def send(self, client: httpx.Client, server: Server, request: ChatRequest) -> ChatReply:
+        """One try."""
+        headers = {"Authorization": f"Bearer {os.environ[self.key_from]}"} if os.environ.get(self.key_from) else {}
+        ends = time.monotonic() + self.timeout
+        sent = False
+        try:
+            body = request.body(self.model)
+            with client.stream("POST", server.url + request.path, json=body, headers=headers) as response:
+                sent = True
+                data = _read(response, ends)
+                status, rest = response.status_code, _retry_after(response.headers.get("retry-after"))
+        except httpx.TimeoutException:
+            raise _TryAgainError(f"no reply within {self.timeout:g} s", None, True) from None
+        except (httpx.HTTPError, OSError) as error:
+            said = str(error) or type(error).__name__
+            unsent = isinstance(error, httpx.ConnectError) and not sent
+            raise _TryAgainError(f"the connection failed ({said})", None, not unsent) from None
+        if status == 200:
+            return self._parsed(data, request)
+        reason = f"status {status}: {_reason(data)}"
+        if status in OF_THE_SERVER:
+            raise _ServerRefusesError(f"{reason}; {OF_THE_SERVER[status].format(key_from=self.key_from)}")
+        if status in PASSING or status >= 500:
+            raise _TryAgainError(reason, rest, status not in BUSY)
+        raise _RefusedError(reason)
+
+    def _parsed(self, data: bytes, request: ChatRequest) -> ChatReply:
+        try:
+            return parse_reply(json.loads(data), request.n)
+        except (ValueError, RecursionError):
+            found = " ".join(data[:80].decode("utf-8", "replace").split())
+            raise _TryAgainError(f"expected JSON, found {found!r}", None, True) from None
+        except MalformedReplyError as error:
+            raise _TryAgainError(str(error), None, True) from None
+
+
+class _Call:
+    """One `ask`: daemon threads that send, and the queues between them and the caller."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.stop = threading.Event()
+        self.asked: queue.Queue[ChatRequest] = queue.Queue()
+        self.done: queue.Queue[tuple[ChatRequest, Outcome | BaseException]] = queue.Queue()
+        self.threads = 0
+
+    def run(self, requests: Iterator[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
+        under_way, trouble = 0, None
+        while True:
+            while trouble is None and under_way < self.endpoint.concurrency:
+                request = next(requests, None)
+                if request is None:
+                    break
+                cache = self.endpoint.cache
+                kept = None if cache is None else cache.get(request, self.endpoint.model)
+                if kept is not None:
+                    yield request, kept
+                    continue
+                self._start_one(under_way)
+                self.asked.put(request)
+                under_way += 1
+            if not under_way:
+                if trouble is not None:
+                    raise trouble
+                return
+            request, outcome = self.done.get()
+            under_way -= 1
+            if isinstance(outcome, BaseException):
+                trouble = trouble or outcome
+            else:
+                yield request, outcome
+
+    def _start_one(self, under_way: int) -> None:
+        """Another thread where all there are have work. Daemons: a stop does not wait for a silent server."""
+        if under_way >= self.threads:
+            threading.Thread(target=self._work, daemon=True, name="endpoint").start()
+            self.threads += 1
+
+    def _work(self) -> None:
+        limit = httpx.Timeout(self.endpoint.timeout, connect=min(10.0, self.endpoint.timeout))
+        with httpx.Client(timeout=limit) as client:
+            while not self.stop.is_set():
+                try:
+                    request = self.asked.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                try:
+                    outcome: Outcome | BaseException = self._answer(client, request)
+                except Exception as error:  # handed to the caller's thread
+                    outcome = error
+                self.done.put((request, outcome))
+
+    def _answer(self, client: httpx.Client, request: ChatRequest) -> Outcome:
+        endpoint, reason = self.endpoint, "stopped"
+        for number in range(1, endpoint.tries + 1):
+            server = endpoint.servers.take(self.stop)
+            if server is None:
+                if self.stop.is_set():
+                    return Failure(reason, number)
+                raise EndpointError(f"No server of the endpoint can be asked. {endpoint.servers.reasons}.")
+            try:
+                return self._try(client, server, request)
+            except _TryAgainError as error:
+                reason = error.reason
+            except _RefusedError as error:
+                return Failure(error.reason, number)
+            except _ServerRefusesError as error:
+                reason = str(error)
+                continue  # another server is asked at once
+            if number < endpoint.tries:
+                log.debug("%s: %s; try %d of %d", request.key, reason, number, endpoint.tries)
+                self.stop.wait(min(endpoint.patience * 2 ** (number - 1), 60.0) * (0.5 + random.random() / 2))
+        return Failure(reason, endpoint.tries)
+
+    def _try(self, client: httpx.Client, server: Server, request: ChatRequest) -> ChatReply:
+        endpoint = self.endpoint
+        reserved = self._reserve(server, request)
+        reply, lost, started = None, False, time.monotonic()
+        try:
+            reply = endpoint.send(client, server, request)
+        except _TryAgainError as error:
+            lost = error.sent
+            endpoint.servers.failed(server, error.rest, time.monotonic() - started)
+            raise
+        except _ServerRefusesError as error:
+            endpoint.servers.drop(server, str(error))
+            raise
+        except BaseException:  # the request was refused, or something is wrong here
+            endpoint.servers.returned(server)
+            raise
+        finally:
+            if endpoint.budget is not None:
+                endpoint.budget.settle(reserved, reply, lost=lost)
+        endpoint.servers.answered(server, time.monotonic() - started)
+        if endpoint.cache is not None:
+            endpoint.cache.put(request, endpoint.model, reply)
+        return reply
+
+    def _reserve(self, server: Server, request: ChatRequest) -> float:
+        if self.endpoint.budget is None:
+            return 0.0
+        try:
+            return self.endpoint.budget.reserve(request)
+        except BaseException:
+            self.endpoint.servers.returned(server)
+            raise
+
+
+def _read(response: httpx.Response, ends: float) -> bytes:
+    """The whole reply; one that trickles in or never ends is given up."""
+    parts, size = [], 0
+    for part in response.iter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST_REPLY:
+            raise httpx.ReadError(f"a reply of more than {LARGEST_REPLY >> 20} MiB")
+        if time.monotonic() > ends:
+            raise httpx.ReadTimeout("the reply trickles in")
+    return b"".join(parts)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from a number or a date; None where there is none."""
+    if value is None:
+        return None
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError):
+        return None
+
+
+def _reason(data: bytes) -> str:
+    """What the server says about it, in a line."""
+    text = data[:2000].decode("utf-8", "replace")
+    try:
+        found = json.loads(text)
+        error = found.get("error", found) if isinstance(found, dict) else found
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except ValueError:
+        pass
+    line = " ".join(text.split())
+    return (line if len(line) <= 160 else line[:157] + "...") or "no reason given"

@@ -1,0 +1,108 @@
+"""The files of the benchmarks: JSON lists, JSON lines and CSV tables, plain or gzipped.
+
+A file that is written is whole or not there; one error names the file, the row and what was expected.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError
+
+Rows = list[dict[str, Any]]
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, unpacked where its name ends in .gz.
+
+    Raises:
+        DataError: it is not there, or is not UTF-8 text.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path}: cannot be read ({reason}). Give a file that is there, UTF-8 text or .gz.") from None
+
+
+def read_rows(path: str | Path, needs: Sequence[str] = ()) -> Rows:
+    """The objects of a JSON list or of JSON lines, each with the fields that are needed.
+
+    Raises:
+        DataError: the file or a row is not such.
+    """
+    text = read_text(path)
+    name = str(path).removesuffix(".gz")
+    rows = _json_lines(path, text) if name.endswith(".jsonl") else _json(path, text, "the file")
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{path}: expected a list of at least one object. Check that it is the file that is meant.")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path} row {number}: expected an object, found {type(row).__name__}.")
+        if missing := [field for field in needs if field not in row]:
+            found = ", ".join(list(row)[:8])
+            raise DataError(f"{path} row {number}: expected the fields {', '.join(needs)}; {missing[0]!r} is missing"
+                            f" (found {found}).")  # fmt: skip
+    return rows
+
+
+def _json_lines(path: str | Path, text: str) -> list[Any]:
+    lines = enumerate(text.split("\n"), 1)  # splitlines would also cut at separators inside a string
+    return [_json(path, line, f"line {number}") for number, line in lines if line.strip()]
+
+
+def _json(path: str | Path, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: {where} is not JSON ({error}). Write it anew.") from None
+
+
+def read_table(path: str | Path, needs: Sequence[str]) -> list[dict[str, str]]:
+    """The records of a CSV file that has these columns.
+
+    Raises:
+        DataError: the file is not such.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    missing = [name for name in needs if name not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{path}: expected a CSV file with the columns {', '.join(map(repr, needs))}; "
+                        f"{missing[0]!r} is missing.")  # fmt: skip
+    return list(reader)
+
+
+def to_number(text: str, where: str) -> float:
+    """Raises DataError: the text is no number."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: expected a number, found {text!r}.") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write under another name, then rename. backslashreplace: half a surrogate pair becomes its JSON escape."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}). Give a folder that can be.") from None
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON list, or JSON lines where the name ends in .jsonl."""
+    if str(path).endswith(".jsonl"):
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        write_text(path, json.dumps(list(rows), ensure_ascii=False, indent=4) + "\n")

@@ -1,0 +1,104 @@
+"""MT-Bench's judging by rating: answers of two turns in, judgments out, as FastChat's llm_judge writes them.
+
+The judge's prompts are read from FastChat's judge_prompts.jsonl, which is not part of preftune.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.endpoint import ChatRequest, Endpoint
+from preftune.errors import DataError
+from preftune.evaluation.files import Rows
+from preftune.evaluation.judge import ask_all
+from preftune.evaluation.mt_bench import WITH_REFERENCE, read_rating
+
+MAX_TOKENS = 2048
+PROMPT_FIELDS = ("name", "system_prompt", "prompt_template")
+QUESTION_FIELDS = ("question_id", "category", "turns")
+ANSWER_FIELDS = ("question_id", "model_id", "choices")
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a request is of: the fields of its row that are known before the judge answers, and the request."""
+
+    row: dict[str, Any]
+    request: ChatRequest
+
+
+def build_judgings(questions: Rows, answers: Rows, references: Rows, prompts: Rows) -> list[Judging]:
+    """Two requests a question, for the first turn and for the second; with a reference where the category has one.
+
+    Raises:
+        DataError: a prompt, an answer or a reference is missing.
+    """
+    templates = {row["name"]: row for row in prompts}
+    given = {(row["question_id"], row["model_id"]): _turns(row, "answers") for row in answers}
+    correct = {row["question_id"]: _turns(row, "references") for row in references}
+    found = []
+    for model in dict.fromkeys(row["model_id"] for row in answers):
+        for turn in (1, 2):
+            for question in questions:
+                number = question["question_id"]
+                if (number, model) not in given:
+                    raise DataError(f"answers of {model!r}: question {number} has none. Generate it.")
+                found.append(_judging(question, model, turn, given[number, model], correct, templates))
+    return found
+
+
+def _judging(
+    question: Mapping[str, Any],
+    model: str,
+    turn: int,
+    answers: list[str],
+    references: Mapping[Any, list[str]],
+    templates: Mapping[str, Mapping[str, Any]],
+) -> Judging:
+    number, referenced = question["question_id"], question["category"] in WITH_REFERENCE
+    name = f"single-{'math-' if referenced else ''}v1{'-multi-turn' if turn == 2 else ''}"
+    if name not in templates:
+        raise DataError(f"judge prompts: {name!r} is missing; found {', '.join(templates)}. Give FastChat's file.")
+    if referenced and number not in references:
+        raise DataError(f"references: question {number} ({question['category']}) has none. Give all of them.")
+    asked = question["turns"]
+    fields = {"question": asked[0], "question_1": asked[0], "question_2": asked[1], "answer": answers[0],
+              "answer_1": answers[0], "answer_2": answers[1]}  # fmt: skip
+    if referenced:
+        fields |= {f"ref_answer_{place}": text for place, text in enumerate(references[number], 1)}
+    text = templates[name]["prompt_template"].format(**fields)
+    messages = [
+        {"role": "system", "content": templates[name]["system_prompt"]},
+        {"role": "user", "content": text},
+    ]
+    row = {"question_id": number, "model": model, "judge": ["", name], "user_prompt": text, "turn": turn}
+    key = f"{model}, question {number}, turn {turn}"
+    return Judging(row, ChatRequest(key=key, messages=messages, temperature=0, max_tokens=MAX_TOKENS))
+
+
+def _turns(row: Mapping[str, Any], name: str) -> list[str]:
+    try:
+        turns = list(row["choices"][0]["turns"])
+    except (KeyError, IndexError, TypeError):
+        turns = []
+    if len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
+        raise DataError(f"{name}: question {row['question_id']}: expected choices[0].turns with two texts.")
+    return turns
+
+
+def rate(endpoint: Endpoint, judgings: list[Judging], prices: Sequence[float] | None = None) -> Rows:
+    """Judgments of all; the score of one without a rating is -1.
+
+    Raises:
+        EndpointError, BudgetSpentError: see `ask_all`.
+    """
+    replies = ask_all(endpoint, [judging.request for judging in judgings], prices)
+    rows = []
+    for judging in judgings:
+        text = replies[judging.request.key].text
+        known = judging.row | {"judge": [endpoint.model, judging.row["judge"][1]]}
+        rows.append(known | {"judgment": text, "score": read_rating(text), "tstamp": time.time()})
+    return rows

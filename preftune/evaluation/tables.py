@@ -1,0 +1,123 @@
+"""Scores of judged files, as the rows that `preftune eval ... score` prints: one annotator, one kind of table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError
+from preftune.evaluation import arena_hard, mt_bench
+from preftune.evaluation.alpaca_eval import ANNOTATION_FIELDS, average_length, win_rate
+from preftune.evaluation.files import read_rows
+from preftune.evaluation.judge import OFFICIAL_ANNOTATOR
+from preftune.evaluation.length_control import fit, is_extreme, load_difficulties, load_gamed
+
+
+def alpaca_eval_table(
+    annotations: str | Path,
+    *,
+    outputs: str | Path | None = None,
+    difficulties: str | Path | None = None,
+    gamed: str | Path | None = None,
+    minimal: bool = False,
+    C: float | None = None,
+) -> dict[str, Any]:
+    """The figures of one model, by their official names.
+
+    Args:
+        annotations: an annotations.json.
+        outputs: its model_outputs.json, for the average length; else the annotated outputs are taken.
+        difficulties, gamed: the two files of the published length control; both or none.
+        minimal: length control without them.
+        C: the strength of the fit; None chooses it.
+
+    Raises:
+        DataError: a file is wrong, annotators are mixed, or the length control is of another annotator.
+        MissingExtraError: length control without the 'eval' extra.
+    """
+    rows = read_rows(annotations, ANNOTATION_FIELDS)
+    annotator = _only(rows, "annotator", annotations)
+    figures = asdict(win_rate(rows, str(annotations)))
+    lengths = read_rows(outputs, ("output",)) if outputs else [{"output": row["output_2"]} for row in rows]
+    table = {
+        "model": _only(rows, "generator_2", annotations),
+        "baseline": _only(rows, "generator_1", annotations),
+        "annotator": annotator,
+        **figures,
+        "n_null": len(rows) - figures["n_total"],
+        "avg_length": average_length(lengths, str(outputs or annotations)),
+    }
+    if (difficulties is None) != (gamed is None):
+        raise DataError("The published length control needs both files, --difficulties and --gamed; found one of them.")
+    if difficulties is not None and gamed is not None:
+        if annotator not in (OFFICIAL_ANNOTATOR, None):
+            raise DataError(f"{annotations}: judged by {annotator!r}, but difficulties and gamed rows are of "
+                            f"{OFFICIAL_ANNOTATOR}. Take --minimal for another judge.")  # fmt: skip
+        found = fit(rows, load_difficulties(difficulties), load_gamed(gamed), C=C, name=str(annotations))
+    elif minimal:
+        found = fit(rows, None, None, C=C, name=str(annotations))
+    else:
+        return table
+    return table | {
+        "length_controlled_winrate": found.length_controlled_winrate,
+        "lc_standard_error": found.lc_standard_error,
+        "lc_variant": "minimal" if minimal else "length_controlled_v1",
+        "lc_C": found.C,
+        "lc_coefficients": asdict(found.coefficients),
+        "lc_doubtful": is_extreme(figures["win_rate"], found.length_controlled_winrate),
+    }
+
+
+def arena_hard_table(judgments: Sequence[str | Path], version: arena_hard.Version) -> list[dict[str, Any]]:
+    """Best first. v0.1 pools the battles of all files for its intervals.
+
+    Raises:
+        DataError: a file is wrong, or judges or baselines are mixed.
+    """
+    rows = [row for path in judgments for row in read_rows(path, ("model", "games"))]
+    judge = _only(rows, "judge", ", ".join(map(str, judgments)))
+    _only(rows, "baseline", ", ".join(map(str, judgments)))
+    scores = sorted(arena_hard.score(rows, version).items(), key=lambda item: -item[1].score)
+    return [{"model": model, "judge": judge, "version": version, **asdict(found)} for model, found in scores]
+
+
+def mt_bench_table(judgments: Sequence[str | Path], questions: str | Path | None = None) -> list[dict[str, Any]]:
+    """Best first; with the questions by category too.
+
+    Raises:
+        DataError: a file is wrong, or judges are mixed.
+    """
+    rows = [row for path in judgments for row in read_rows(path, ("question_id", "model", "score", "turn"))]
+    judges = [{"judge": (row.get("judge") or [None])[0]} for row in rows]
+    judge = _only(judges, "judge", ", ".join(map(str, judgments)))
+    kinds = None
+    if questions is not None:
+        kinds = {row["question_id"]: row["category"] for row in read_rows(questions, ("question_id", "category"))}
+    scores = sorted(mt_bench.score(rows, kinds).items(), key=lambda item: -item[1].score)
+    return [{"model": model, "judge": judge, **asdict(found)} for model, found in scores]
+
+
+def mt_bench_pairs_table(judgments: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Best first, of games between two models in both orders.
+
+    Raises:
+        DataError: a file is wrong.
+    """
+    needs = ("model_1", "model_2", "g1_winner", "g2_winner")
+    rows = [row for path in judgments for row in read_rows(path, needs)]
+    found = sorted(mt_bench.score_pairs(rows).items(), key=lambda item: -item[1].win_rate_adjusted)
+    return [
+        {"model": model, **asdict(own), "win_rate": own.win_rate, "win_rate_adjusted": own.win_rate_adjusted}
+        for model, own in found
+    ]
+
+
+def _only(rows: Sequence[dict[str, Any]], field: str, name: str | Path) -> Any:
+    """The one value of a field; numbers of several judges, baselines or models do not belong into one figure."""
+    values = list(dict.fromkeys(str(row[field]) if row.get(field) is not None else None for row in rows))
+    if len(values) > 1:
+        raise DataError(f"{name}: expected one {field}, found {len(values)}: {', '.join(map(str, values[:3]))}. Score "
+                        "them apart.")  # fmt: skip
+    return values[0]

@@ -1,0 +1,1 @@
+"""Training data from the model itself: answers sampled from it."""

@@ -1,0 +1,152 @@
+"""Requests to the judge, byte for byte, and judging by servers that misbehave and by a reward model."""
+
+import json
+
+import pytest
+
+from preftune.endpoint import Budget, BudgetSpentError, Endpoint, EndpointError, Prices, ReplyCache
+from preftune.errors import DataError
+from preftune.evaluation.alpaca_eval import is_switched, win_rate
+from preftune.evaluation.alpaca_judge import annotate, build_requests, load_template, pair_up, render
+from preftune.evaluation.mt_judge import build_judgings, rate
+from tests.endpoint.server import Script, serving
+
+TEMPLATE = (
+    "<|im_start|>system\nYou judge.\n<|im_end|>\n<|im_start|>user\n"
+    'Q: """{instruction}"""\nm: """{output_1}"""\nM: """{output_2}"""\n<|im_end|>'
+)
+INSTRUCTIONS = [f"question {n}" for n in range(12)]
+BASELINE = [{"instruction": text, "output": f"base {text}", "generator": "b"} for text in INSTRUCTIONS]
+OUTPUTS = [{"instruction": text, "output": f"mine {text}", "generator": "m"} for text in reversed(INSTRUCTIONS)]
+
+
+@pytest.fixture
+def template(tmp_path):
+    (tmp_path / "clf.txt").write_text(TEMPLATE)
+    return load_template(tmp_path / "clf.txt")
+
+
+def endpoint_to(url, **more):
+    return Endpoint([url], "judge", patience=0.01, concurrency=2, **more)
+
+
+def test_fields_are_put_in_by_turn_and_at_their_first_place(template):
+    row = {"instruction": "say {output_2}", "output_1": "one", "output_2": "two"}
+    system, user = render(template, row)
+    assert system == {"role": "system", "content": "You judge."}
+    assert user["content"] == 'Q: """say two"""\nm: """one"""\nM: """{output_2}"""'  # as the package does it
+
+
+def test_a_request_asks_for_one_token_with_log_probs_in_the_order_of_the_instruction(template):
+    pairs = pair_up(OUTPUTS, BASELINE)
+    requests = build_requests(pairs, template)
+    body = requests[0].body("gpt")
+    assert {key: body[key] for key in ("max_tokens", "temperature", "logprobs", "top_logprobs")} == {
+        "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": 5,
+    }  # fmt: skip
+    for row, request in zip(pairs, requests, strict=True):
+        first = request.messages[1]["content"].split('m: """')[1]
+        assert first.startswith("mine" if is_switched(row["instruction"]) else "base")
+
+
+def test_outputs_are_joined_by_instruction_and_a_missing_one_is_named():
+    assert [row["output_2"] for row in pair_up(OUTPUTS, BASELINE)] == [f"mine {text}" for text in INSTRUCTIONS]
+    with pytest.raises(DataError, match=r"1 of 12 instructions of the baseline have no output.*'question 11'"):
+        pair_up(OUTPUTS[1:], BASELINE)
+    with pytest.raises(DataError, match="row 13: a second output"):
+        pair_up([*OUTPUTS, OUTPUTS[0] | {"output": "x"}], BASELINE)
+
+
+def test_a_template_that_lacks_a_field_is_refused(tmp_path):
+    (tmp_path / "bad.txt").write_text(TEMPLATE.replace("{output_1}", ""))
+    with pytest.raises(DataError, match="once each"):
+        load_template(tmp_path / "bad.txt")
+
+
+def test_a_server_that_fails_loses_nothing_and_is_not_asked_twice(template, tmp_path):
+    pairs = pair_up(OUTPUTS, BASELINE)
+    with serving(Script(*["answer"] * 5, then="refuse")) as url:
+        cache = ReplyCache(tmp_path / "replies.jsonl")
+        with pytest.raises(EndpointError, match=r"7 of 12 requests got no reply.*What came is kept"):
+            annotate(endpoint_to(url, tries=2, cache=cache), pairs, template)
+        cache.close()
+    script = Script("fail", "busy")
+    with serving(script) as url:
+        rows = annotate(endpoint_to(url, cache=ReplyCache(tmp_path / "replies.jsonl")), pairs, template)
+    assert len(script.asked) == 7 + 2
+    assert [row["instruction"] for row in rows] == INSTRUCTIONS
+    assert {row["annotator"] for row in rows} == {"alpaca_eval_by_text:judge"}
+    assert all(row["preference"] is None for row in rows)  # the mock names neither m nor M
+
+
+def test_the_cost_cap_holds(template, tmp_path):
+    pairs, prices = pair_up(OUTPUTS, BASELINE), Prices(10.0, 10.0)
+    script = Script()
+    with serving(script) as url:
+        budget = Budget(0.002, prices)
+        with pytest.raises(BudgetSpentError):
+            annotate(endpoint_to(url, budget=budget), pairs, template, (10.0, 10.0))
+    assert budget.spent <= 0.002 and 0 < len(script.asked) < 12
+
+
+def test_a_judge_with_log_probs_gives_weighted_preferences_for_the_model(template):
+    class Fake:
+        model, cache = "gpt-4-1106-preview", None
+
+        def ask(self, requests):
+            from preftune.endpoint import ChatReply, Choice
+
+            for request in requests:
+                first = request.messages[1]["content"].split('m: """')[1].startswith("mine")
+                top = [
+                    {"token": "m" if first else "M", "logprob": -0.1},
+                    {"token": "M" if first else "m", "logprob": -3.0},
+                ]
+                yield request, ChatReply((Choice("m", "length", {"content": [{"top_logprobs": top}]}),), 1, 1)
+
+    rows = annotate(Fake(), pair_up(OUTPUTS, BASELINE), template)
+    assert {row["annotator"] for row in rows} == {"weighted_alpaca_eval_gpt4_turbo"}
+    assert win_rate(rows).win_rate == pytest.approx(100 / (1 + 2.718281828459045**-2.9))
+
+
+def test_mt_bench_requests_are_the_stored_ones_byte_for_byte(real_rows):
+    stored = real_rows("mt_bench/judgments/gemini-1.5-flash.jsonl.gz")
+    questions, prompts = real_rows("mt_bench/question.jsonl"), real_rows("mt_bench/judge_prompts.jsonl")
+    references = real_rows("mt_bench/reference_answer_gpt-4.jsonl")
+    answers = [answer_of(row, questions) for row in stored if row["turn"] == 2]
+    built = build_judgings(questions, answers, references, prompts)
+    expected = {(row["question_id"], row["turn"]): row for row in stored}
+    assert len(built) == 160
+    for judging in built:
+        row = expected[judging.row["question_id"], judging.row["turn"]]
+        assert judging.row["user_prompt"] == row["user_prompt"]
+        assert judging.row["judge"][1] == row["judge"][1]
+
+
+def answer_of(row, questions):
+    """The two answers inside of a stored request of the second turn."""
+    asked = next(q["turns"] for q in questions if q["question_id"] == row["question_id"])
+    talk = row["user_prompt"].split("<|The Start of Assistant A's Conversation with User|>\n\n")[1]
+    rest = talk.split(f"### User:\n{asked[0]}\n\n### Assistant A:\n", 1)[1]
+    first, rest = rest.split(f"\n\n### User:\n{asked[1]}\n\n### Assistant A:\n", 1)
+    second = rest.rsplit("\n\n<|The End of Assistant A's Conversation with User|>", 1)[0]
+    return {"question_id": row["question_id"], "model_id": row["model"], "choices": [{"turns": [first, second]}]}
+
+
+def test_mt_bench_ratings_are_read_and_a_missing_reference_is_named():
+    prompts = [
+        {"name": f"single-{kind}v1{turn}", "system_prompt": "judge", "prompt_template": text}
+        for kind, ref in (("", ""), ("math-", "{ref_answer_1} "))
+        for turn, text in (("", ref + "{question} {answer} [[3]]"), ("-multi-turn", ref + "{question_2} {answer_2} no"))
+    ]
+    questions = [{"question_id": 1, "category": "math", "turns": ["1+1", "2+2"]}]
+    answers = [{"question_id": 1, "model_id": "m", "choices": [{"turns": ["{2}", "4"]}]}]
+    with pytest.raises(DataError, match=r"references: question 1 .math. has none"):
+        build_judgings(questions, answers, [], prompts)
+    built = build_judgings(questions, answers, [answers[0] | {"model_id": "r"}], prompts)
+    with serving(Script()) as url:
+        rows = rate(endpoint_to(url), built)
+    assert [(row["turn"], row["score"]) for row in rows] == [(1, 3), (2, -1)]  # the mock repeats the request
+    assert rows[0]["judge"] == ["judge", "single-math-v1"]
+    assert rows[0]["user_prompt"] == "{2} 1+1 {2} [[3]]"
+    json.dumps(rows)

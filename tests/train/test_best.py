@@ -1,0 +1,92 @@
+"""The best checkpoint: chosen by any metric of an evaluation, kept beside the last one, loaded and said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from preftune.errors import RecipeError
+from preftune.train.best import lower_is_better, say_best
+from preftune.train.checkpoint import checkpoints
+from tests.small import build_group
+from tests.train.test_trainer import GROUPS, build_trainer
+
+
+def best_of(folder, metric, **changes):
+    how = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 2, **changes}
+    return build_trainer(folder, held_out=GROUPS[:5], load_best_model_at_end=True, metric_for_best_model=metric, **how)
+
+
+@pytest.mark.parametrize(
+    ("metric", "pick"), [("loss", min), ("nll", min), ("eval_rewards/margins", max), ("logps/chosen", max)]
+)
+def test_the_final_model_is_the_best_of_any_metric_and_best_and_last_are_kept(tmp_path, caplog, metric, pick):
+    caplog.set_level("INFO")
+    trainer = best_of(tmp_path, metric, learning_rate=0.1)
+    trainer.train()
+    key = metric if metric.startswith("eval_") else f"eval_{metric}"
+    by_step = {record["step"]: record[key] for record in trainer.state.log_history if key in record}
+    best = pick(by_step, key=by_step.get)
+    assert say_best(trainer) == {"step": best, "metric": key, "value": by_step[best]}
+    assert f"The final model is that of checkpoint-{best}" in caplog.text
+    assert {path.name for path in checkpoints(tmp_path)} >= {f"checkpoint-{best}", "checkpoint-10"}
+    assert len(checkpoints(tmp_path)) == 2
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{best}").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_best_is_known_again_after_a_resume(tmp_path):
+    """Steps 8 and 10 are worse than 6: the path in the checkpoint is that of a folder that is there."""
+    whole = best_of(tmp_path, "loss", save_total_limit=5)
+    whole.train()
+    state = json.loads((tmp_path / "checkpoint-8/trainer_state.json").read_text())
+    assert ".incomplete" not in state["best_model_checkpoint"]
+    again = best_of(tmp_path, "loss", save_total_limit=5)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert say_best(again) == say_best(whole)
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_path):
+    trainer = best_of(tmp_path, "rewards/margin")
+    with pytest.raises(RecipeError, match=r"rewards/margin is none of .*; did you mean 'rewards/margins'\?"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_class_that_the_first_rows_do_not_have_is_no_missing_metric(tmp_path):
+    groups = [build_group(4, 5, row=row) for row in range(40)]
+    desirable = [type(group)(group.prompt_ids, group.response_ids, group.origin, (1.0,)) for group in groups]
+    others = [type(group)(group.prompt_ids, group.response_ids, group.origin, (0.0,)) for group in groups]
+    how = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 1, "load_best_model_at_end": True}
+    trainer = build_trainer(
+        tmp_path,
+        groups=desirable + others,
+        held_out=desirable[:20] + others[:20],
+        loss={"objective": "kto"},
+        metric_for_best_model="rewards/margins",
+        **how,
+    )
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
+def test_a_best_that_was_not_saved_is_said(tmp_path, caplog):
+    """Evaluated at 1, 2, ... 10 and saved at 5 and 10: the loss of an exploding run is best at step 1."""
+    how = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    trainer = best_of(tmp_path, "loss", eval_steps=1, save_steps=5, **how)
+    trainer.train()
+    by_step = {record["step"]: record["eval_loss"] for record in trainer.state.log_history if "eval_loss" in record}
+    best = min(by_step, key=by_step.get)
+    assert best not in (5, 10)
+    assert say_best(trainer) is None
+    assert f"was that of step {best}, of which there is no checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize(("metric", "lower"), [("loss", True), ("eval_nll", True), ("rewards/accuracies", False)])
+def test_the_direction_of_a_metric(metric, lower):
+    assert lower_is_better(metric) is lower
