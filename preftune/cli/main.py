@@ -29,9 +29,12 @@ VERBS: dict[str, str] = {
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "sample": "sample answers of a model to prompts, for on-policy data",
     "score": "score responses with a reward model",
+    "annotate": "score the answers of a file: reward model, ranker, judge, function, rule",
+    "pairs": "make pairs of chosen and rejected from scored answers",
     "onpolicy": "rounds of sampling, scoring, pairing and training",
     "eval": "AlpacaEval 2, Arena-Hard and MT-Bench: judge and score",
     "chat": "talk to a model",
+    "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",
 }

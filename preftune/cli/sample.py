@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 _EPILOG = """examples:
   preftune sample runs/demo prompts.jsonl --output samples.jsonl
   preftune sample my-model pairs.jsonl --output samples.jsonl --seeds 1 2 3 --max-tokens 1024
   torchrun --nproc-per-node 4 -m preftune sample my-model prompts.jsonl --output samples.jsonl
+  preftune sample my-model prompts.jsonl --output samples.jsonl --endpoint http://localhost:8000/v1 --tokenizer my-model
 
 PROMPTS is whatever train reads, with answers or without. A job that was killed goes on when the same command is given
 again, and its output is the same. Prompts without an answer are in OUTPUT.failed.jsonl.
@@ -23,9 +25,21 @@ def main(arguments: Sequence[str]) -> int:
         PreftuneError: the model, a prompt file or a setting is wrong, or a job with other settings was begun.
     """
     options = _parser().parse_args(arguments)
+    summary = _sample_by_model(options) if options.endpoint is None else _sample_by_servers(options)
+    if summary["output"] is not None:
+        if options.json:
+            print(json.dumps(summary, indent=2, ensure_ascii=False))
+        else:
+            said = f"{summary['answers']} answers to {summary['prompts'] - summary['failed']} prompts"
+            failed = f", {summary['failed']} prompts failed" if summary["failed"] else ""
+            print(f"{said} ({summary['tokens']} tokens){failed}: {summary['output']}")
+    return 0
+
+
+def _sample_by_model(options: argparse.Namespace) -> dict[str, Any]:
     from preftune.onpolicy.local import sample_file
 
-    summary = sample_file(
+    return sample_file(
         options.model,
         options.prompts,
         options.output,
@@ -43,14 +57,30 @@ def main(arguments: Sequence[str]) -> int:
         slots=options.slots,
         torch_dtype=options.torch_dtype,
     )
-    if summary["output"] is not None:
-        if options.json:
-            print(json.dumps(summary, indent=2, ensure_ascii=False))
-        else:
-            said = f"{summary['answers']} answers to {summary['prompts'] - summary['failed']} prompts"
-            failed = f", {summary['failed']} prompts failed" if summary["failed"] else ""
-            print(f"{said} ({summary['tokens']} tokens){failed}: {summary['output']}")
-    return 0
+
+
+def _sample_by_servers(options: argparse.Namespace) -> dict[str, Any]:
+    from preftune.onpolicy.prompts import load_prompts
+    from preftune.onpolicy.remote import Sampling, sample_from_endpoint
+
+    return sample_from_endpoint(
+        options.endpoint,
+        options.model,
+        load_prompts(
+            options.prompts,
+            split=options.split,
+            columns=dict(options.columns or ()),
+            on_bad_row=options.on_bad_row,
+            system=options.system,
+            limit=options.limit,
+        ),
+        options.output,
+        sampling=Sampling(options.max_tokens, options.temperature, options.top_p, options.top_k),
+        tokenizer=options.tokenizer,
+        concurrency=options.concurrency,
+        seeds=options.seeds,
+        chunk=options.chunk,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--slots", type=_at_least_1, default=32, metavar="N", help="answers that are written at the same time (32)")
     add("--torch-dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(float32 on CPU, else as saved)")
+    add("--endpoint", nargs="+", metavar="URL", help="let OpenAI-compatible servers answer; MODEL is its name there")
+    add("--tokenizer", metavar="T", help="of the model there: prompts are sent as its token ids, as in training")
+    add("--concurrency", type=_at_least_1, default=16, metavar="N", help="requests to servers at once (16)")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser
 

@@ -19,11 +19,11 @@ Told = Callable[[int, int], None]  # prompts finished, tokens written, since the
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `finish` is stop, or length where it was cut off."""
+    """One answer. `finish` is stop, or length where it was cut off; `tokens` None where a server did not count."""
 
     text: str
     finish: str
-    tokens: int
+    tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class EngineAnswerer:
             "top_k": chosen.top_k,
             "max_tokens": chosen.max_new_tokens,
             "ends": list(self.ends),
-            "template": hashlib.blake2b((self.chat.template or "").encode(), digest_size=8).hexdigest(),
+            "template": template_mark(self.chat),
             "slots": self.slots,
         }
 
@@ -96,12 +96,11 @@ class EngineAnswerer:
         return found
 
     def _prompt_ids(self, prompt: Prompt) -> list[int] | str:
-        """The ids to sample from, with one BOS where the tokenizer's rule says so; or why there are none."""
-        group = encode_examples([prompt.example], self.chat)[0]
-        if isinstance(group, DataError):
-            return str(group)
-        ids, bos = group.prompt_ids, self.chat.bos_id
-        assert bos is None or (ids[0] == bos and ids[1:2] != [bos])
+        """The ids to sample from, or why there are none."""
+        try:
+            ids = prompt_ids(prompt, self.chat)
+        except DataError as error:
+            return str(error)
         context = self.engine.context
         if context is not None and len(ids) >= context:
             return f"{prompt.example.origin}: the prompt has {len(ids)} tokens, the model reads {context}. Shorten it."
@@ -115,3 +114,22 @@ class EngineAnswerer:
 
         before, together = decode(prompt[-1:]), decode([*prompt[-1:], *ids])
         return together[len(before) :] if together.startswith(before) else decode(ids)
+
+
+def prompt_ids(prompt: Prompt, chat: ChatFormat) -> list[int]:
+    """The ids to sample from, those of training: with one BOS where the tokenizer's rule says so, else none.
+
+    Raises:
+        DataError: the template refuses the conversation.
+    """
+    group = encode_examples([prompt.example], chat)[0]
+    if isinstance(group, DataError):
+        raise group
+    ids, bos = group.prompt_ids, chat.bos_id
+    assert bos is None or (ids[0] == bos and ids[1:2] != [bos])
+    return ids
+
+
+def template_mark(chat: ChatFormat) -> str:
+    """A hash of the chat template."""
+    return hashlib.blake2b((chat.template or "").encode(), digest_size=8).hexdigest()

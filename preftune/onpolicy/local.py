@@ -67,6 +67,7 @@ def sample_file(
     )
     device = f"cuda:{_variable('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     dtype = torch_dtype or ("float32" if device == "cpu" else "auto")
+    rank, world = process_place()
     loaded: Any = load_model(name, torch_dtype=dtype)
     return sample_prompts(
         chosen,
@@ -74,10 +75,15 @@ def sample_file(
         output,
         seeds=seeds,
         chunk=chunk,
-        rank=_variable("RANK", 0),
-        world=_variable("WORLD_SIZE", 1),
+        rank=rank,
+        world=world,
         settings={"engine": "transformers", "model": name, "weights": weights_mark(name), "torch_dtype": dtype},
     )
+
+
+def process_place() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    return _variable("RANK", 0), _variable("WORLD_SIZE", 1)
 
 
 def _variable(name: str, default: int) -> int:

@@ -93,7 +93,7 @@ def merge(output: Path, prompts: int, chunk: int, world: int) -> dict[str, Any]:
         "prompts": prompts,
         "answers": sum(len(row["responses"]) for row in rows),
         "failed": len(failed),
-        "tokens": sum(sum(row["sampled"]["tokens"]) for row in rows),
+        "tokens": sum(tokens or 0 for row in rows for tokens in row["sampled"]["tokens"]),
         "output": str(output),
     }
 

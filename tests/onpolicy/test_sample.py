@@ -20,6 +20,7 @@ from preftune.data import load_preferences, load_rows, read_chat_format
 from preftune.generation import Sampling
 from preftune.model.load import load_model, load_tokenizer
 from preftune.onpolicy.answers import EngineAnswerer, Replies, Reply
+from preftune.onpolicy.local import weights_mark
 from preftune.onpolicy.prompts import load_prompts
 from preftune.onpolicy.sample import sample_prompts
 from preftune.serve.score import score_file
@@ -171,7 +172,7 @@ def test_processes_share_the_prompts_and_the_last_writes_the_same_file(chat_mode
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
-def test_a_job_goes_on_only_with_the_same_settings_prompts_and_weights(chat_model, prompts, tmp_path, capsys):
+def test_a_job_goes_on_only_with_the_same_settings_and_prompts(chat_model, prompts, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     sample(chat_model, prompts, output)
     before = output.read_bytes()
@@ -187,6 +188,16 @@ def test_a_job_goes_on_only_with_the_same_settings_prompts_and_weights(chat_mode
     ):
         assert sample(chat_model, prompts, output, *changes) == 2
         assert said in capsys.readouterr().err
+
+
+def test_weights_that_were_trained_on_are_those_of_another_model(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"header" + b"0" * 100)
+    before = weights_mark(str(tmp_path))
+    assert weights_mark(str(tmp_path)) == before
+    file.write_bytes(b"header" + b"0" * 99 + b"1")
+    assert weights_mark(str(tmp_path)) != before
+    assert weights_mark("owner/name") is None
 
 
 def test_wrong_words_are_one_line(chat_model, prompts, tmp_path, capsys):
