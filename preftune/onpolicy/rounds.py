@@ -179,13 +179,13 @@ def _row(folder: Path, number: int, start: Path) -> dict[str, Any]:
 
 
 def _scored(path: Path) -> dict[str, tuple[float, float]]:
-    """Of each prompt the score and the length of its fresh answer; those without a score are left out."""
+    """Of each prompt the score and the length of its fresh answer (0: the server did not count); no score, no row."""
     found = {}
     with path.open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
             if row["scores"][0] is not None:
-                found[row["prompt_id"]] = float(row["scores"][0]), float(row["sampled"]["tokens"][0])
+                found[row["prompt_id"]] = float(row["scores"][0]), float(row["sampled"]["tokens"][0] or 0)
     return found
 
 
