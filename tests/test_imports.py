@@ -30,7 +30,7 @@ ALLOWED = {
     "serve": MIDDLE | {"train", "endpoint", "generation"},
     "export": MIDDLE | {"train"},
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "onpolicy", "evaluation", "serve", "export", "demo"},
+    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

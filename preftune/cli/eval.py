@@ -13,6 +13,9 @@ from preftune.cli.eval_regress import add_regress
 log = logging.getLogger(__name__)
 
 _EPILOG = """examples:
+  preftune eval alpaca-eval generate runs/simpo --questions baseline.json --preset gemma2-it --output model_outputs.json
+  preftune eval alpaca-eval run runs/simpo --preset greedy --baseline baseline.json --folder out \\
+      --reward-model runs/reward --minimal
   preftune eval alpaca-eval score annotations.json --difficulties instruction_difficulty.csv --gamed df_gamed.csv
   preftune eval alpaca-eval judge model_outputs.json --baseline gpt4_1106_preview.json --output annotations.json \\
       --endpoint https://api.openai.com/v1 --judge gpt-4-1106-preview --template alpaca_eval_clf.txt --prices 10 30
@@ -42,15 +45,17 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preftune eval",
-        description="AlpacaEval 2, Arena-Hard and MT-Bench: judge and score.",
+        description="AlpacaEval 2, Arena-Hard and MT-Bench: generate, judge and score.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     alpaca = _steps(benchmarks, "alpaca-eval", "win rates over a baseline, plain and length-controlled")
+    _alpaca_generate(_step(alpaca, "generate", "questions to a model's outputs"))
     _alpaca_judge(_step(alpaca, "judge", "outputs of a model and a baseline to annotations"))
     _alpaca_score(_step(alpaca, "score", "annotations to win rates"))
+    _alpaca_run(_step(alpaca, "run", "all three, in one folder; a step whose file is there is not done again"))
     arena = _steps(benchmarks, "arena-hard", "two games a question against a baseline")
     _arena_score(_step(arena, "score", "judgments to scores with intervals"))
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
@@ -73,10 +78,90 @@ def _step(steps: Any, name: str, line: str) -> argparse.ArgumentParser:
 # --- AlpacaEval 2
 
 
+def _alpaca_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--questions", required=True, metavar="F.json", help="rows with 'instruction' (the baseline's)")
+    parser.add_argument("--output", required=True, metavar="F.json", help="where the outputs go, and a configs.yaml")
+    _add_generation(parser)
+    parser.set_defaults(run=_run_alpaca_generate)
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub name")
+    parser.add_argument(
+        "--preset", required=True, metavar="NAME",
+        help="published sampling: llama3-instruct, mistral-base, mistral-instruct, gemma2-it; or greedy",
+    )  # fmt: skip
+    parser.add_argument("--temperature", type=float, metavar="T", help="in place of the preset's")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="in place of the preset's")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    parser.add_argument("--slots", type=int, default=32, metavar="N", help="answers written at the same time (32)")
+    parser.add_argument("--generator", metavar="NAME", help="the model's name in the files (its folder's)")
+
+
+def _run_alpaca_generate(options: argparse.Namespace) -> int:
+    from preftune.errors import RecipeError
+    from preftune.evaluation.files import read_rows
+    from preftune.evaluation.generate import PRESETS, generate_outputs, with_limit
+
+    if options.preset not in PRESETS:
+        raise RecipeError(f"--preset: '{options.preset}' is none of {', '.join(PRESETS)}.")
+    rows = generate_outputs(
+        options.model,
+        read_rows(options.questions, ("instruction",)),
+        options.output,
+        with_limit(PRESETS[options.preset], options.max_new_tokens, options.temperature),
+        generator=options.generator,
+        seed=options.seed,
+        slots=options.slots,
+    )
+    print(f"{options.output}: {len(rows)} outputs")
+    return 0
+
+
+def _alpaca_run(parser: argparse.ArgumentParser) -> None:
+    _add_generation(parser)
+    parser.add_argument(
+        "--baseline", required=True, metavar="F.json", help="its model_outputs.json, with the questions"
+    )
+    parser.add_argument("--folder", required=True, metavar="DIR", help="for all files")
+    _add_alpaca_judge(parser)
+    _add_length_control(parser)
+    parser.set_defaults(run=_run_alpaca)
+
+
+def _run_alpaca(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    folder = Path(options.folder)
+    options.questions = options.baseline
+    options.outputs = str(folder / "model_outputs.json")
+    options.annotations = str(folder / "annotations.json")
+    _one_judge(options)
+    for path, step in ((options.outputs, _run_alpaca_generate), (options.annotations, _run_alpaca_judge)):
+        options.output = path
+        if Path(path).exists():
+            log.info("%s is there already.", path)
+        else:
+            step(options)
+    return _run_alpaca_score(options)
+
+
+def _one_judge(options: argparse.Namespace) -> None:
+    from preftune.errors import RecipeError
+
+    if (options.reward_model is None) == (options.endpoint is None):
+        raise RecipeError("Give one judge: --endpoint with --judge, or --reward-model.")
+
+
 def _alpaca_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("outputs", metavar="MODEL_OUTPUTS.json")
     parser.add_argument("--baseline", required=True, metavar="F.json", help="the model_outputs.json of the baseline")
     parser.add_argument("--output", required=True, metavar="F.json", help="where the annotations go")
+    _add_alpaca_judge(parser)
+    parser.set_defaults(run=_run_alpaca_judge)
+
+
+def _add_alpaca_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", metavar="F.txt", help="the judge's prompt (that of an installed alpaca-eval)")
     _add_endpoint(parser, required=False)
     parser.add_argument(
@@ -85,16 +170,13 @@ def _alpaca_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=_positive, default=1.0, metavar="X", help="of the rewards: P = sigmoid(difference / X) (1)"
     )
-    parser.set_defaults(run=_run_alpaca_judge)
 
 
 def _run_alpaca_judge(options: argparse.Namespace) -> int:
-    from preftune.errors import RecipeError
     from preftune.evaluation.alpaca_judge import OUTPUT_FIELDS, annotate, annotate_by_reward, load_template, pair_up
     from preftune.evaluation.files import read_rows, write_rows
 
-    if (options.reward_model is None) == (options.endpoint is None):
-        raise RecipeError("Give one judge: --endpoint with --judge, or --reward-model.")
+    _one_judge(options)
     pairs = pair_up(
         read_rows(options.outputs, OUTPUT_FIELDS), read_rows(options.baseline, OUTPUT_FIELDS), options.outputs
     )
@@ -102,7 +184,7 @@ def _run_alpaca_judge(options: argparse.Namespace) -> int:
         rows = annotate_by_reward(options.reward_model, pairs, options.scale)
     else:
         template = load_template(options.template)
-        rows = annotate(_open_endpoint(options), pairs, template, _prices(options))
+        rows = annotate(_open_endpoint(options), pairs, template, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} annotations")
     return 0
@@ -111,12 +193,16 @@ def _run_alpaca_judge(options: argparse.Namespace) -> int:
 def _alpaca_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("annotations", metavar="ANNOTATIONS.json")
     parser.add_argument("--outputs", metavar="F.json", help="the model_outputs.json, for the average length")
+    _add_length_control(parser)
+    parser.set_defaults(run=_run_alpaca_score)
+
+
+def _add_length_control(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--difficulties", metavar="F.csv", help="instruction_difficulty.csv, for the length control")
     parser.add_argument("--gamed", metavar="F.csv", help="df_gamed.csv, for the length control")
     parser.add_argument("--minimal", action="store_true", help="length control without them: other questions or judges")
     parser.add_argument("--strength", type=_positive, metavar="C", help="of the fit (chosen by five folds)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run_alpaca_score)
 
 
 def _run_alpaca_score(options: argparse.Namespace) -> int:
@@ -184,7 +270,7 @@ def _run_mt_judge(options: argparse.Namespace) -> int:
         read_rows(options.references, ("question_id", "choices")),
         read_rows(options.prompts, mt_judge.PROMPT_FIELDS),
     )
-    rows = mt_judge.rate(_open_endpoint(options), judgings, _prices(options))
+    rows = mt_judge.rate(_open_endpoint(options), judgings, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0
@@ -224,30 +310,18 @@ def _add_endpoint(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def _open_endpoint(options: argparse.Namespace) -> Any:
-    """With the replies that are kept beside the output."""
-    from preftune.endpoint import Budget, Endpoint, ReplyCache
-    from preftune.errors import RecipeError
+    from preftune.evaluation.judge import open_endpoint
 
-    if not options.judge:
-        raise RecipeError("--endpoint needs --judge, the judge's name there.")
-    prices = _prices(options)
-    if options.budget and prices is None:
-        raise RecipeError("--budget needs --prices, of a million tokens read and written.")
-    return Endpoint(
+    return open_endpoint(
         options.endpoint,
         options.judge,
+        options.output,
         key_from=options.key_from,
         concurrency=options.concurrency,
         tries=options.tries,
-        cache=ReplyCache(f"{options.output}.replies.jsonl"),
-        budget=Budget(options.budget, prices) if options.budget and prices else None,
+        prices=options.prices,
+        budget=options.budget,
     )
-
-
-def _prices(options: argparse.Namespace) -> Any:
-    from preftune.endpoint import Prices
-
-    return Prices(*options.prices) if options.prices else None
 
 
 def _positive(text: str) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.endpoint import ChatReply, ChatRequest, Endpoint, Prices
+from preftune.endpoint import ChatReply, ChatRequest, Endpoint
 from preftune.errors import DataError
 from preftune.evaluation.alpaca_eval import is_switched, read_preference, read_preference_text, unswitched
 from preftune.evaluation.files import Rows, read_text
@@ -125,7 +125,7 @@ def _shown(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def annotate(
-    endpoint: Endpoint, pairs: Rows, template: Sequence[Mapping[str, str]], prices: Prices | None = None
+    endpoint: Endpoint, pairs: Rows, template: Sequence[Mapping[str, str]], prices: Sequence[float] | None = None
 ) -> Rows:
     """Annotations of all pairs; a reply that names no output leaves its preference null, and is counted.
 

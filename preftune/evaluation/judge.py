@@ -8,8 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from preftune.endpoint import ChatReply, ChatRequest, Endpoint, EndpointError, Failure, Prices, estimate
+from preftune.endpoint import (
+    Budget,
+    ChatReply,
+    ChatRequest,
+    Endpoint,
+    EndpointError,
+    Failure,
+    Prices,
+    ReplyCache,
+    estimate,
+)
+from preftune.errors import RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +30,39 @@ OFFICIAL_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 OFFICIAL_JUDGE = "gpt-4-1106-preview"
 
 
-def ask_all(endpoint: Endpoint, requests: Sequence[ChatRequest], prices: Prices | None = None) -> dict[str, ChatReply]:
-    """Key -> reply, of every request; says first what they can cost.
+def open_endpoint(
+    urls: Sequence[str],
+    judge: str | None,
+    output: str | Path,
+    *,
+    prices: Sequence[float] | None = None,
+    budget: float | None = None,
+    **settings: Any,
+) -> Endpoint:
+    """The judge's endpoint, which keeps its replies beside `output`.
+
+    Args:
+        judge: its name there.
+        prices: of a million tokens read and written.
+        budget: what this judging may cost at these prices.
+        settings: of `Endpoint`.
+
+    Raises:
+        RecipeError: a part is missing or wrong.
+        DataError: replies cannot be kept there.
+    """
+    if not judge:
+        raise RecipeError("--endpoint needs --judge, the judge's name there.")
+    if budget and not prices:
+        raise RecipeError("--budget needs --prices, of a million tokens read and written.")
+    cap = Budget(budget, Prices(*prices)) if budget and prices else None
+    return Endpoint(urls, judge, cache=ReplyCache(f"{output}.replies.jsonl"), budget=cap, **settings)
+
+
+def ask_all(
+    endpoint: Endpoint, requests: Sequence[ChatRequest], prices: Sequence[float] | None = None
+) -> dict[str, ChatReply]:
+    """Key -> reply, of every request; says first what they can cost. prices: of a million tokens read and written.
 
     Raises:
         EndpointError: some got no reply. What came is kept where the endpoint has a cache.
@@ -26,7 +70,12 @@ def ask_all(endpoint: Endpoint, requests: Sequence[ChatRequest], prices: Prices 
     """
     missing = [r for r in requests if endpoint.cache is None or endpoint.cache.get(r, endpoint.model) is None]
     kept = len(requests) - len(missing)
-    log.info("%s: %s%s", endpoint.model, estimate(missing, prices), f"; {kept} are there already" if kept else "")
+    log.info(
+        "%s: %s%s",
+        endpoint.model,
+        estimate(missing, Prices(*prices) if prices else None),
+        f"; {kept} are there already" if kept else "",
+    )
     replies: dict[str, ChatReply] = {}
     failures: list[tuple[ChatRequest, Failure]] = []
     for request, outcome in endpoint.ask(requests):

@@ -6,11 +6,11 @@ The judge's prompts are read from FastChat's judge_prompts.jsonl, which is not p
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.endpoint import ChatRequest, Endpoint, Prices
+from preftune.endpoint import ChatRequest, Endpoint
 from preftune.errors import DataError
 from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
@@ -89,7 +89,7 @@ def _turns(row: Mapping[str, Any], name: str) -> list[str]:
     return turns
 
 
-def rate(endpoint: Endpoint, judgings: list[Judging], prices: Prices | None = None) -> Rows:
+def rate(endpoint: Endpoint, judgings: list[Judging], prices: Sequence[float] | None = None) -> Rows:
     """Judgments of all; the score of one without a rating is -1.
 
     Raises:

@@ -172,7 +172,7 @@ def _row(folder: Path, number: int, start: Path) -> dict[str, Any]:
         "over_start": sum((a > b) + (a == b) / 2 for (a, _), (b, _) in both) / max(len(both), 1),
     }
     if number:
-        report = json.loads((folder / "pairs" / "report.json").read_text("utf-8"))
+        report = json.loads((folder / "pairs" / "pairs-report.json").read_text("utf-8"))
         metrics = json.loads((folder / "model" / "summary.json").read_text("utf-8"))["metrics"]
         row |= {"pairs": report["kept"], "accuracy": metrics.get("eval_rewards/accuracies")}
     return row

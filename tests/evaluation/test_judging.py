@@ -85,7 +85,7 @@ def test_the_cost_cap_holds(template, tmp_path):
     with serving(script) as url:
         budget = Budget(0.002, prices)
         with pytest.raises(BudgetSpentError):
-            annotate(endpoint_to(url, budget=budget), pairs, template, prices)
+            annotate(endpoint_to(url, budget=budget), pairs, template, (10.0, 10.0))
     assert budget.spent <= 0.002 and 0 < len(script.asked) < 12
 
 
