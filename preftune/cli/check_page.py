@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 SCORED = "green"
 SHOWN_PROMPT, SHOWN_RESPONSE = 700, 500  # characters of a decoded text; the middle of a longer one is left out
-_PURPOSES = {
+PURPOSES = {
     "weights": "weights",
     "cast_weights": "weights in the compute type",
     "gradients": "gradients",
     "master": "float32 master",
-    "moments": "Adam moments",
+    "moments": "optimizer's moments",
     "reference": "reference model",
     "activations": "activations",
+    "workspace": "workspace",
+    "head": "head",
+    "buffers": "engine's buffers",
 }
 
 
@@ -147,12 +150,13 @@ def _memory(report: CheckReport) -> Iterator[str]:
         yield f"none: {report.no_memory}"
         return
     yield f"{memory.parameters:,} parameters, {memory.trainable:,} of them trained"
-    parts = [f"{_PURPOSES[name]} {_gib(gib)}" for name, gib in memory.parts.items()]
-    yield f"{_gib(memory.total)} in one process, unsharded: {', '.join(parts)}"
-    yield "left out: logits (64 MiB on a CPU, 512 MiB on a GPU), workspace, the allocator, CUDA itself"
+    parts = [f"{PURPOSES[name]} {in_gib(gib)}" for name, gib in memory.parts.items()]
+    yield f"{in_gib(memory.total)} in one process, unsharded: {', '.join(parts)}"
+    yield f"that is in its {memory.moment}; left out: libraries, the allocator's reserve, CUDA itself"
+    yield "preftune plan says it for several devices and engines"
 
 
-def _gib(gib: float) -> str:
+def in_gib(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 10 else f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.eval_preferences import add_preferences
 from preftune.cli.eval_regress import add_regress
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ _EPILOG = """examples:
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --references reference.jsonl \\
       --prompts judge_prompts.jsonl --output judgments.jsonl --endpoint http://localhost:8000/v1 --judge my-judge
   preftune eval mt-bench score judgments.jsonl --questions question.jsonl
+  preftune eval preferences runs/reward pairs.jsonl --subset category
+  preftune eval preferences runs/simpo pairs.jsonl --objective simpo --set beta=2.0
   preftune eval regress my-sft runs/simpo heldout.jsonl
 
 Files are the official ones, plain or gzipped; none is part of preftune (docs/evaluation.md says where they are).
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
     _mt_judge(_step(mt, "judge", "answers to judgments by rating"))
     _mt_score(_step(mt, "score", "judgments to means, by turn and category"))
+    add_preferences(benchmarks)
     add_regress(benchmarks)
     return parser
 

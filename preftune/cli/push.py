@@ -10,7 +10,7 @@ _EPILOG = """examples:
   preftune push models/merged my-team/assistant --private
   preftune push runs/simpo me/simpo-8b --update --message "200 steps more"
 
-The access token is that of `hf auth login` or HF_TOKEN. Sent are weights in safetensors or GGUF, config, tokenizer,
+The access token is that of `hf auth login` or HF_TOKEN. Sent are weights in safetensors, config, tokenizer,
 model card, recipe, log, plots and samples; checkpoints, optimizer states and pickles stay.
 """
 

@@ -31,7 +31,9 @@ STDIN = "-"
 VALIDATION_NAMES = frozenset({"validation", "valid", "val", "dev", "eval"})
 SPLIT_NAMES = VALIDATION_NAMES | {"train", "test"}
 
-NOT_ROWS = frozenset({"dataset_infos.json", "configuration.json"})  # what hubs put beside the data files of a set
+PAIRS_REPORT = "pairs-report.json"  # beside the pairs that preftune makes
+# what stands beside the data files of a set, from hubs and from us
+NOT_ROWS = frozenset({"dataset_infos.json", "configuration.json", PAIRS_REPORT})
 
 LONGEST_NAME = 80  # what an error message shows of a column's name
 

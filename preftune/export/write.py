@@ -28,7 +28,7 @@ from preftune.model.value_head import BIAS, FILES, WEIGHT, load_value_head, save
 
 log = logging.getLogger(__name__)
 SPARE = 32 * 2**20  # tokenizer, card and plots
-CARRIED = ("recipe.yaml", "summary.json", "log.jsonl", "samples.md")
+CARRIED = ("recipe.yaml", "summary.json", "log.jsonl", "watch.jsonl", "samples.md")
 CARRIED_FOLDERS = ("plots", "samples")
 
 

@@ -187,6 +187,17 @@ def load_adapter(model: PreTrainedModel, path: str, revision: str = "main") -> P
     return adapted
 
 
+def empty_adapter(model: PreTrainedModel, path: str, revision: str = "main") -> PeftModel:
+    """A saved adapter's shapes on a model without weights, as they are trained.
+
+    Raises:
+        ModelError: there is no LoRA adapter, or it does not fit.
+    """
+    config = _read_config(path, revision)
+    config.inference_mode, config.init_lora_weights = False, True
+    return _attach(model, config, f"The adapter in '{path}'")
+
+
 def save_plain_lora(model: PeftModel, folder: str | Path) -> None:
     """Write the adapter as plain LoRA over the untouched base model, in PEFT's files.
 

@@ -1,21 +1,19 @@
-"""What a run will need of memory, estimated from a model's config: no weights are read or made.
+"""What a run will need of memory on one device, from a model's config: no weights are read or made.
 
-Counted, in bytes a parameter or token:
+A step is fullest at one of three moments, and the estimate is that of the fullest:
 
-    weights       4 in float32, 2 in bfloat16; 1 or about 0.55 (scales included) for layers in 8 or 4 bits
-    cast weights  2, where autocast (bf16, fp16) keeps a copy of float32 weights in the compute type
-    gradients     4 of what trains; 2 for bfloat16 without a master
-    master        4 of what trains in bfloat16, 2 for the low words of a split one
-    moments       8 of what trains (AdamW), 4 in bfloat16 or for bfloat16 without a master, 2 in 8 bits (scales: 1/32)
-    reference     the weights once more, for an objective that keeps a frozen copy
-    activations   of one micro-batch of T tokens: what a layer keeps for backward, T x (24 D + c (3 Q + 3 KV + 4 I))
-                  bytes (c those of the compute type, D hidden, Q and KV widths of the queries and of the keys or
-                  values, I of the gated feed-forward; norms are in float32), times the layers; with gradient
-                  checkpointing T x c D a layer, and one layer whole. On two small Llamas what autograd kept was 0.93
-                  and 0.97 of this in float32, 1.01 and 1.03 of it under autocast (tests/model/test_memory.py)
+    forward     all activations are there, and the head has a tile of logits
+    backward    the same without the tile, and the gradients of the last layer's activations
+    optimizer   no activations, and what the optimizer takes for its step
 
-Left out: the tile of logits (64 MiB on a CPU, 512 MiB on a GPU), workspace of kernels, what the allocator holds in
-reserve, the CUDA context (about 0.5 GiB), buffers of several processes, and sharding.
+At each stand weights, master, moments, reference and the engine's buffers (`preftune.model.footprint`), and the
+gradients that have been made: all of them where a step has several micro-batches. Activations are counted
+(`preftune.model.activations`). The head's share is its tile of logits (64 MiB on a CPU, 512 MiB on a GPU), the sweep
+over it, the scored states with their gradients, its weight in the compute type and, where an engine watches its weight,
+the gradient once more. benchmarks/plan_memory.py holds it against what a process holds.
+
+Left out: what the allocator keeps in reserve, the CUDA context, workspaces of kernels and of NCCL (`RESERVE`, about 1
+GiB on a GPU), and what libraries take in the host's memory.
 """
 
 from __future__ import annotations
@@ -35,18 +33,32 @@ from transformers import (
 )
 
 from preftune.errors import ModelError
+from preftune.model.activations import Kept, count_kept
+from preftune.model.footprint import Engine, Held, Precision, Sizes, hold
 from preftune.model.load import checked_place, find_adapter, one_line
+from preftune.model.logps import SWEEP_BYTES, TILE_BYTES
 
 GIB = 2**30
-BYTES_4BIT = 0.55
+RESERVE = 1.0  # GiB of a GPU: context, kernels' workspaces, NCCL
+SWEEPS = 3  # float32 tensors of the head's sweep at one time
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """GiB by purpose, see the module; `parameters` and `trainable` are numbers of parameters."""
+    """GiB of one device by purpose, at the fullest moment of a step; see the module.
+
+    Args:
+        parameters, trainable: numbers of parameters.
+        moment: forward, backward or optimizer.
+        cast_weights: weights in the compute type, beside those in float32.
+        workspace: what backward, or the optimizer's step, takes besides.
+        host: GiB that are offloaded to the host's memory; not part of the total.
+        token: GiB of a further token of a micro-batch.
+    """
 
     parameters: int
     trainable: int
+    moment: str
     weights: float
     cast_weights: float
     gradients: float
@@ -54,11 +66,17 @@ class MemoryEstimate:
     moments: float
     reference: float
     activations: float
+    workspace: float
+    head: float
+    buffers: float
+    host: float
+    token: float
 
     @property
     def parts(self) -> dict[str, float]:
         """GiB by purpose, without those of nothing."""
-        return {name: gib for name, gib in asdict(self).items() if name not in ("parameters", "trainable") and gib}
+        left_out = ("parameters", "trainable", "moment", "host", "token")
+        return {name: gib for name, gib in asdict(self).items() if name not in left_out and gib}
 
     @property
     def total(self) -> float:
@@ -69,32 +87,121 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class Precision:
-    """How numbers are held.
+class Counts:
+    """All that an estimate takes from a model: its numbers, and what a pass keeps."""
+
+    sizes: Sizes
+    kept: Kept
+
+    @classmethod
+    def of(cls, model: nn.Module, config: PretrainedConfig, precision: Precision) -> Counts:
+        """Of a model as it is trained: adapters on it, frozen parts without `requires_grad`.
+
+        Args:
+            model: on the device `meta`; its weights become fake ones.
+
+        Raises:
+            AttributeError: a config of another family, without the sizes that the formula takes.
+        """
+        sizes = Sizes.of(model, precision)
+        return cls(sizes, count_kept(model, config, precision.compute))
+
+
+def estimate_memory(
+    counts: Counts,
+    tokens: int,
+    precision: Precision,
+    *,
+    reference: str = "",
+    checkpointing: bool = False,
+    engine: Engine = Engine(),  # noqa: B008  (frozen)
+    several: bool = True,
+    syncs_each: bool = False,
+    device: str = "cpu",
+) -> MemoryEstimate:
+    """The estimate for one device.
 
     Args:
-        weights: type of the weights; compute: that of the forward pass.
-        master: a float32 master of low-precision weights is stepped: a copy (True), or one split into words ("split").
-        state: of the optimizer: float32, bfloat16 or 8bit.
-        bits: 4 or 8 for quantised linear layers, else None.
+        counts: of the model, held in `precision`.
+        tokens: those of the largest micro-batch.
+        reference: what a live reference keeps: "" nothing, `trained` a copy of what trains, `model` another model.
+        checkpointing: activations are made again in backward.
+        several: a step has several micro-batches.
+        syncs_each: gradients are reduced after each of them (`sync_each_batch`), not after the last.
+        device: cpu or cuda.
     """
+    sizes, kept = counts.sizes, counts.kept
+    held = hold(sizes, precision, engine, several=several and not syncs_each, cuda=device == "cuda")
+    shares = _moments(sizes, kept, held, tokens, precision, checkpointing, engine, several, device)
+    moment = max(shares, key=lambda name: sum(shares[name].values()))
+    further = kept.per_token(checkpointing) + kept.layer * BACKWARD + HEAD_STATES * kept.stream
+    always = {
+        "weights": held.weights,
+        "master": held.master,
+        "moments": held.moments,
+        "reference": _reference_bytes(reference, sizes, precision, engine),
+        "buffers": held.buffers,
+    }
+    empty = dict.fromkeys(("cast_weights", "gradients", "activations", "workspace", "head"), 0.0)
+    bytes_of = {**empty, **always, **shares[moment], "host": held.host, "token": further}
+    return MemoryEstimate(
+        parameters=sizes.total,
+        trainable=sizes.trainable,
+        moment=moment,
+        **{name: number / GIB for name, number in bytes_of.items()},
+    )
 
-    weights: torch.dtype = torch.float32
-    compute: torch.dtype = torch.float32
-    master: bool | str = True
-    bits: int | None = None
-    state: str = "float32"
 
-    @property
-    def master_bytes(self) -> int:
-        """Of a trained low-precision weight, beside it; small moments take the master that is split."""
-        split = self.master == "split" or self.state != "float32"
-        return (2 if split else 4) if self.master else 0
+BACKWARD = 1.0  # gradients of a layer's activations, over what the layer keeps
+HEAD_STATES = 3  # the scored states, their gradients, and those spread over the packed row
 
-    @property
-    def moment_bytes(self) -> float:
-        """Of a weight in float32, or with a master."""
-        return {"float32": 8, "bfloat16": 4, "8bit": 2 + 1 / 32}[self.state]
+
+def _moments(
+    sizes: Sizes,
+    kept: Kept,
+    held: Held,
+    tokens: int,
+    precision: Precision,
+    checkpointing: bool,
+    engine: Engine,
+    several: bool,
+    device: str,
+) -> dict[str, dict[str, float]]:
+    """Bytes beside those that always stand, by moment and purpose."""
+    casts = kept.casts if engine.alone or engine.name == "DDP" else 0.0  # engines hold weights in the compute type
+    first = min(held.gradients, 4.0 * sizes.head_trained)  # the head's is made in the forward pass
+    made = held.gradients if several else first
+    inside = {"activations": tokens * kept.per_token(checkpointing), "cast_weights": casts, "gradients": made}
+    states = HEAD_STATES * kept.stream * tokens
+    straight = 0.0 if engine.alone else 4.0 * sizes.head_trained
+    # a gradient of the embedding is whole before it is added to what is there
+    added = 4.0 * sizes.embedding_trained if several or sizes.tied else 0.0
+    return {
+        "forward": {**inside, "head": states + straight + _head_bytes(sizes, precision, device)},
+        "backward": {**inside, "head": states + straight, "workspace": tokens * kept.layer * BACKWARD},
+        "optimizer": {"gradients": held.gradients, "workspace": max(held.step, added)},
+    }
+
+
+def _head_bytes(sizes: Sizes, precision: Precision, device: str) -> float:
+    """A tile, the sweep over it, and the head's weight in the compute type."""
+    if not sizes.head:
+        return 0.0
+    size = precision.compute.itemsize
+    cast = size * sizes.head if size < precision.weights.itemsize else 0
+    return TILE_BYTES[device] + SWEEPS * SWEEP_BYTES[device] + cast
+
+
+def _reference_bytes(kind: str, sizes: Sizes, precision: Precision, engine: Engine) -> float:
+    if not kind:
+        return 0.0
+    numbers = sizes.trainable if kind == "trained" else sizes.total
+    raised = engine.name == "FSDP2" and sizes.low and precision.master and kind == "trained"
+    size = 4 if raised or (kind == "trained" and not sizes.low) else precision.weights.itemsize
+    if engine.name.startswith("ZeRO"):
+        size = min(size, precision.compute.itemsize)
+    host = engine.offloads == "all"
+    return 0.0 if host else numbers * size / (engine.ranks if engine.cuts_weights else 1)
 
 
 def load_config(name: str, revision: str = "main", trust_remote_code: bool = False) -> PretrainedConfig | None:
@@ -109,7 +216,10 @@ def load_config(name: str, revision: str = "main", trust_remote_code: bool = Fal
 
 
 def build_empty_model(
-    config: PretrainedConfig, scores: bool = False, trust_remote_code: bool = False
+    config: PretrainedConfig,
+    scores: bool = False,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """A model of this config whose weights take no memory (on the device `meta`).
 
@@ -122,77 +232,15 @@ def build_empty_model(
         config.num_labels = 1
     try:
         with torch.device("meta"):
-            return kind.from_config(config, trust_remote_code=trust_remote_code)
+            model = kind.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
     except Exception as cause:  # model code of any kind runs here
         raise ModelError(f"no model can be built from this config ({one_line(cause)})") from cause
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
 
 
 def embedded_tokens(config: PretrainedConfig) -> int | None:
     """How many tokens a model of this config has an embedding for."""
     found = getattr(config.get_text_config(), "vocab_size", None)
     return found if isinstance(found, int) else None
-
-
-def estimate_memory(
-    model: nn.Module,
-    config: PretrainedConfig,
-    tokens: int,
-    precision: Precision,
-    *,
-    copies_reference: bool = False,
-    checkpointing: bool = False,
-) -> MemoryEstimate:
-    """The estimate for `model`, as it is trained: adapters on it, frozen parts without `requires_grad`.
-
-    Args:
-        tokens: those of the largest micro-batch.
-        copies_reference: a frozen model stands beside the one that is trained.
-        checkpointing: activations are made again in backward.
-    """
-    parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
-    total = sum(parameter.numel() for parameter in parameters)
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    low = precision.weights.itemsize < 4
-    # Adapters are float32 whatever the precision of the model below them.
-    low_trained = trainable if low and not hasattr(model, "peft_config") else 0
-    full_trained = trainable - low_trained
-    weights = _weight_bytes(model, total - full_trained, precision) + full_trained * 4
-    casts = precision.compute.itemsize < precision.weights.itemsize
-    stepped = 4 if precision.master else 2
-    low_moments = precision.moment_bytes if precision.master else 4
-    return MemoryEstimate(
-        parameters=total,
-        trainable=trainable,
-        weights=weights / GIB,
-        cast_weights=total * precision.compute.itemsize / GIB if casts and precision.bits is None else 0.0,
-        gradients=(full_trained * 4 + low_trained * stepped) / GIB,
-        master=low_trained * precision.master_bytes / GIB,
-        moments=(full_trained * precision.moment_bytes + low_trained * low_moments) / GIB,
-        reference=total * precision.weights.itemsize / GIB if copies_reference else 0.0,
-        activations=tokens * _activation_bytes(config, precision.compute.itemsize, checkpointing) / GIB,
-    )
-
-
-def _weight_bytes(model: nn.Module, numbers: int, precision: Precision) -> float:
-    """Bytes of `numbers` weights that are not an adapter's."""
-    if precision.bits is None:
-        return numbers * precision.weights.itemsize
-    held = BYTES_4BIT if precision.bits == 4 else 1.0
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
-    quantised = min(numbers, sum(module.weight.numel() for module in linear if not module.weight.requires_grad))
-    return quantised * held + (numbers - quantised) * precision.weights.itemsize
-
-
-def _activation_bytes(config: PretrainedConfig, size: int, checkpointing: bool) -> int:
-    """Bytes kept for a token of a micro-batch; `size` are those of a number of the compute type."""
-    text = config.get_text_config()
-    hidden, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
-    width = getattr(text, "head_dim", None) or hidden // heads
-    shared = (getattr(text, "num_key_value_heads", None) or heads) * width
-    inner = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden
-    experts = getattr(text, "num_experts_per_tok", None)
-    if experts:
-        inner = experts * (getattr(text, "moe_intermediate_size", None) or inner)
-    layer = 24 * hidden + size * (3 * heads * width + 3 * shared + 4 * inner)
-    return layers * size * hidden + layer if checkpointing else layers * layer

@@ -60,22 +60,21 @@ def refuse_pickle(name: str) -> None:
     Raises:
         ModelError: there is one.
     """
-    folder: Path | None = Path(name).expanduser()
-    while folder is not None and folder.is_dir():
+    own = Path(name).expanduser()
+    for folder in (own, _base_folder(own)):
         for pattern in _PICKLES:
-            for file in folder.glob(pattern):
+            for file in folder.glob(pattern) if folder is not None else ():
                 if not list(folder.glob(f"{file.stem.replace('pytorch_', '').partition('-')[0]}*.safetensors")):
                     raise ModelError(
                         f"'{file}' is a pickle, which can hold a program, and there are no safetensors beside it. Add "
                         "--allow-pickle if you trust where it comes from."
                     )
-        folder = _base_folder(folder)
 
 
 def _base_folder(folder: Path) -> Path | None:
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return None if Path(base).expanduser() == folder else Path(base).expanduser()
+        return Path(base).expanduser()
     except (OSError, ValueError, KeyError, TypeError):
         return None  # no adapter, or one that whoever loads it will complain of
 

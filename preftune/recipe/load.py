@@ -144,7 +144,13 @@ def _names_of(objective: str) -> set[str]:
     return own | set(compat.GAMMAS) if "gamma_beta_ratio" in own else own
 
 
+# Words for null, of keys whose null means that the run chooses.
+_CHOSEN = {"micro_batch_tokens": "auto"}
+
+
 def _typed(key: str, given: Given, kind: Any) -> Any:
+    if key in _CHOSEN and given.value == _CHOSEN[key]:
+        return None
     try:
         return coerce(given.value, kind)
     except Mismatch as mismatch:

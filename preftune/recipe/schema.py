@@ -158,7 +158,7 @@ class Recipe:
         reference_model_revision: of a hub name.
         precompute_reference: compute the reference's log-probs before training, and let it leave memory.
         reference_cache: folder of these log-probs; null: preftune/ in the user's cache folder.
-        micro_batch_tokens: tokens of one forward pass; null: chosen at the start.
+        micro_batch_tokens: tokens of one forward pass; null or auto: chosen at the start, by the memory that is free.
         total_batch_size: groups of one optimizer step over all processes.
         share_prompt: compute the prompt of a group once.
         disable_dropout: train without dropout.

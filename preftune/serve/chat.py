@@ -1,30 +1,61 @@
-"""A chat in the terminal: the prompt ids are those of training, the answer is printed as it comes.
-
-In a terminal the conversation goes on until `/exit`, with `/reset` to forget it. Where the input is a file or a pipe,
-each line is a question of its own, and nothing but the answers is printed.
-"""
+"""A conversation with a model: the prompt ids are those of training, the answer comes piece by piece."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedModel, TextStreamer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.errors import ModelError
+from preftune.model.ends import ending_ids
 from preftune.model.load import load_model, load_tokenizer
-from preftune.model.place import model_folder
+from preftune.model.place import find_model, model_folder, refuse_pickle, run_folder
 from preftune.types import Message
 
+__all__ = ["Chat", "Sampling", "model_folder", "open_chat", "trained_system"]
+
 log = logging.getLogger(__name__)
+Say = Callable[[str], Any]
+HALF = "\ufffd"  # what half a character is decoded to
+
+
+@dataclass
+class Sampling:
+    """How the next token is drawn.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+        top_p: only the likeliest tokens that make up this share of the probability.
+        top_k: only so many of the likeliest tokens; 0 = all.
+        repetition_penalty: above 1, tokens that stood there before become less likely.
+        max_tokens: the longest answer.
+        seed: for the same answers again; None = other ones each time.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None
+
+    def to_generate(self) -> dict[str, Any]:
+        """As `model.generate` takes it."""
+        common = {"repetition_penalty": self.repetition_penalty}
+        if self.temperature == 0:
+            return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {**common, **drawn}
 
 
 @dataclass
@@ -35,62 +66,81 @@ class Chat:
         model: as loaded.
         format: how its tokenizer writes conversations, the same as in training.
         system: a system message at its start.
-        temperature: 0 takes the likeliest token.
-        max_tokens: the longest answer.
+        sampling: how answers are drawn.
         history: whether a question is read together with what was said before.
+        name: what the model is called beside another.
     """
 
     model: PreTrainedModel
     format: ChatFormat
     system: str | None = None
-    temperature: float = 0.7
-    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
     history: bool = True
+    name: str = ""
     turns: list[Message] = field(default_factory=list)
+    asked: int = 0
 
     def reset(self) -> None:
         self.turns.clear()
 
-    def ask(self, question: str) -> str:
-        """Print the answer while it is generated, and return it.
+    def ask(self, question: str, say: Say = lambda piece: None) -> str:
+        """Hand the answer to `say` piece by piece while it is generated, and return all of it.
+
+        Ctrl-C ends the answer there: what has been said stays in the conversation.
 
         Raises:
             ModelError: the question is longer than the model's context.
+            DataError: the chat template refuses the conversation.
         """
         if not self.history:
             self.reset()
         self.turns.append(Message("user", question))
-        ids, room = self._fitting_prompt()
-        answer = self._generate(ids, min(self.max_tokens, room)).strip()
+        try:
+            ids, room = self._fitting_prompt()
+        except Exception:
+            del self.turns[-1:]  # a question that was never asked
+            raise
+        answer = self._generate(ids, min(self.sampling.max_tokens, room), say).strip()
         self.turns.append(Message("assistant", answer))
+        self.asked += 1
         return answer
 
-    def _generate(self, ids: list[int], longest: int) -> str:
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, as rows of data have it."""
+        opening = [Message("system", self.system)] if self.system else []
+        return [{"role": turn.role, "content": turn.content} for turn in (*opening, *self.turns)]
+
+    def _generate(self, ids: list[int], longest: int, say: Say) -> str:
         prompt = torch.tensor([ids], device=self.model.device)
-        tokenizer, ends = self.format.tokenizer, self._end_ids()
-        with torch.inference_mode():
-            output = self.model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=longest,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
-                streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-                **self._sampling(),
-            )
-        return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+        ends, speaker = list(ending_ids(self.model, self.format)), _Speaker(self.format.tokenizer, say)
+        if self.sampling.seed is not None:
+            set_seed(self.sampling.seed + self.asked)
+        try:
+            with torch.inference_mode():
+                output = self.model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=longest,
+                    eos_token_id=ends,
+                    pad_token_id=ends[0],
+                    streamer=speaker,
+                    **self.sampling.to_generate(),
+                )
+        except KeyboardInterrupt:
+            speaker.end()
+            return "".join(speaker.said)
+        return str(self.format.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
     def _fitting_prompt(self) -> tuple[list[int], int]:
         """Prompt ids and the tokens left for the answer; the oldest turns are forgotten when the context is full."""
-        context = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         while True:
             ids = self._prompt_ids()
-            if len(ids) + min(self.max_tokens, context // 2) <= context or len(self.turns) == 1:
+            if len(ids) + min(self.sampling.max_tokens, context // 2) <= context or len(self.turns) == 1:
                 break
             log.info("The conversation is longer than the model's context: its oldest question is forgotten.")
             del self.turns[:2]
         if len(ids) >= context:
-            self.reset()
             raise ModelError(f"The question has {len(ids)} tokens, the model reads {context}. Ask a shorter one.")
         return ids, context - len(ids)
 
@@ -98,77 +148,91 @@ class Chat:
         opening = [Message("system", self.system)] if self.system else []
         return self.format.prompt_ids([[*opening, *self.turns]])[0]
 
-    def _end_ids(self) -> list[int]:
-        """The token that ended every response in training, and those that the model itself names."""
-        named = self.model.generation_config.eos_token_id
-        known = [self.format.end_id, *(named if isinstance(named, list) else [named])]
-        return list(dict.fromkeys(end for end in known if end is not None))
 
-    def _sampling(self) -> dict[str, Any]:
-        if self.temperature == 0:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+class _Speaker(BaseStreamer):
+    """Hands text on token by token; half a character waits for its other half."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Say) -> None:
+        self.tokenizer, self.say = tokenizer, say
+        self.prompt_seen, self.said = False, list[str]()
+        self.ids: list[int] = []  # whose text is not finished
+        self.shown = 0  # characters of that text
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt_seen:  # generate() hands over the prompt first
+            self.prompt_seen = True
+            return
+        self.ids += value.flatten().tolist()
+        text = self._text()
+        if not text.endswith(HALF):
+            self._hand_on(text)
+        if text.endswith("\n"):  # what follows a line end is decoded by itself, so that a long answer stays quick
+            self.ids, self.shown = [], 0
+
+    def end(self) -> None:
+        self._hand_on(self._text())
+        self.ids, self.shown = [], 0
+
+    def _text(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def _hand_on(self, text: str) -> None:
+        new, self.shown = text[self.shown :], len(text)
+        if new:
+            self.said.append(new)
+            self.say(new)
 
 
-def chat(
-    model: str,
+def open_chat(
+    name: str,
     *,
     system: str | None = None,
-    temperature: float = 0.7,
-    max_tokens: int = 256,
-    seed: int | None = None,
+    sampling: Sampling | None = None,
     history: bool = True,
-) -> None:
-    """Talk to the model in a folder until the end of the input.
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Chat:
+    """Load a model to talk to; template, stop tokens and the system text of training come with it.
+
+    Args:
+        name: a run folder, checkpoint, model or adapter, or a hub name.
+        system: None takes that of training, an empty text none.
 
     Raises:
-        ModelError: there is no model in that folder, or a question does not fit.
+        ModelError: there is no model in that place.
     """
-    folder = str(model_folder(Path(model)))
-    at_terminal = sys.stdin.isatty()
+    place = find_model(name)
+    if not allow_pickle:
+        refuse_pickle(place)
     disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(folder, torch_dtype="float32" if device == "cpu" else "auto").to(device).eval()
-    if seed is not None:
-        set_seed(seed)
-    if system is None:
-        system = trained_system(Path(folder))
-    talk = Chat(
-        loaded, read_chat_format(load_tokenizer(folder)), system, temperature, max_tokens, history and at_terminal
+    model = load_model(
+        place,
+        torch_dtype="float32" if device == "cpu" else "auto",
+        trust_remote_code=trust_remote_code,
+        use_safetensors=None if allow_pickle else True,
     )
-    if at_terminal:
-        print(f"{folder}   /reset forgets the conversation, /exit leaves.")
-    for question in _questions(at_terminal):
-        if question == "/exit":
-            return
-        if question == "/reset":
-            talk.reset()
-        else:
-            talk.ask(question)
+    tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
+    return Chat(
+        model.to(device).eval(),
+        read_chat_format(tokenizer),
+        trained_system(Path(place)) if system is None else system or None,
+        sampling or Sampling(),
+        history,
+        place,
+    )
 
 
 def trained_system(folder: Path) -> str | None:
     """The `system_prompt` of the run that the model is from: what rows without a system text were trained with."""
-    for recipe in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
-        if recipe.is_file():
-            try:
-                said = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-            except yaml.YAMLError:
-                return None
-            text = said.get("system_prompt") if isinstance(said, dict) else None
-            if text:
-                log.info("The system text of training is used; --system '' leaves it out.")
-            return text
-    return None
-
-
-def _questions(at_terminal: bool) -> Iterator[str]:
-    if at_terminal:
-        import readline  # noqa: F401, arrow keys and history in input()
-    while True:
-        try:
-            line = input("> " if at_terminal else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
+    run = run_folder(folder)
+    if run is None:
+        return None
+    try:
+        said = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return None
+    text = said.get("system_prompt") if isinstance(said, dict) else None
+    if text:
+        log.info("The system text of training is used; --system '' leaves it out.")
+    return text

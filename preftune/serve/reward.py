@@ -168,7 +168,7 @@ def _without_padding(ids: list[int], pad: int) -> list[int]:
 
 def _score_padded(reward: RewardModel, groups: Sequence[TokenizedGroup], batch_tokens: int) -> list[float]:
     sequences = [group.prompt_ids + group.response_ids[0] for group in groups]
-    return _run(reward, [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences], batch_tokens)
+    return run_padded(reward, [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences], batch_tokens)
 
 
 def _score_pairs(
@@ -182,10 +182,10 @@ def _score_pairs(
     if any(cut):
         whole = reward.tokenizer(prompts, answers, truncation=True, max_length=limit)
     rows = [{name: whole[name][number] for name in whole} for number in range(len(examples))]
-    return _run(reward, rows, batch_tokens), sum(cut)
+    return run_padded(reward, rows, batch_tokens), sum(cut)
 
 
-def _run(reward: RewardModel, rows: Sequence[dict[str, list[int]]], batch_tokens: int) -> list[float]:
+def run_padded(reward: RewardModel, rows: Sequence[dict[str, list[int]]], batch_tokens: int) -> list[float]:
     """Padded batches through the model's own forward pass."""
     pad = reward.model.config.get_text_config().pad_token_id
     pad = reward.tokenizer.pad_token_id if pad is None else pad

@@ -54,7 +54,7 @@ def score_file(
         ModelError: no reward model can be loaded from there, or a score is not a finite number.
     """
     rows = load_rows(file, split)
-    mapping = _recognise(rows, columns)
+    mapping = recognise_responses(rows, columns)
     try:
         examples = [read_responses(RowReader(row, mapping)) for row in rows]
     except BadRowError as bad:
@@ -74,7 +74,7 @@ def score_file(
 # --- the file
 
 
-def _recognise(rows: Sequence[Row], columns: Mapping[str, str | None] | None) -> ColumnMapping:
+def recognise_responses(rows: Sequence[Row], columns: Mapping[str, str | None] | None) -> ColumnMapping:
     """The form with the most responses a row."""
     try:
         mapping = recognise(rows, Layout.RANKED, columns)

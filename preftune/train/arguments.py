@@ -53,4 +53,9 @@ class PreferenceArguments(TrainingArguments):
 
 def default_micro_batch_tokens(device: torch.device) -> int:
     """Packed tokens of a micro-batch when the recipe names none."""
-    return 4096 if device.type == "cpu" else 8192
+    return default_micro_batch_tokens_of(device.type)
+
+
+def default_micro_batch_tokens_of(kind: str) -> int:
+    """The same for a kind of device."""
+    return 4096 if kind == "cpu" else 8192

@@ -11,10 +11,11 @@ import yaml
 from preftune.objectives import objective_class
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe
-from preftune.train.checkpoint import LOG
+from preftune.train.checkpoint import ANSWERS, LOG
 from preftune.train.record import read_log
 
 SAMPLE_LINES = 40  # of a page of samples that stand in the card
+WATCHED_ROWS, CELL_CHARACTERS = 8, 400
 _NUMBER = re.compile(r"\d+")
 
 FIGURES = (  # key, what it means
@@ -126,16 +127,37 @@ def _data_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _samples(folder: Path) -> list[str]:
-    """The newest page of answers that the run wrote, the first rows of it."""
+    """The first rows of the newest page of answers that the run wrote, or its answers to the watched prompts."""
     pages = [page for page in (folder / "samples").glob("*.md") if _NUMBER.search(page.stem)]
     pages.sort(key=lambda page: int(_NUMBER.findall(page.stem)[-1]))
     page = pages[-1] if pages else folder / "samples.md"
     if not page.is_file():
-        return []
+        return _watched_answers(folder / ANSWERS)
     lines = page.read_text(encoding="utf-8").splitlines()
     shown = [re.sub(r"^#+ ", "### ", line) for line in lines[:SAMPLE_LINES]]
     more = [f"... and more in `{page.relative_to(folder)}`."] if len(lines) > SAMPLE_LINES else []
     return ["## Samples", "", *shown, "", *more, ""]
+
+
+def _watched_answers(path: Path) -> list[str]:
+    """Greedy answers to the same prompts at the start and at the end (`preftune.train.watch`)."""
+    looks = [record for record in read_log(path) if record.get("answers")]
+    if not looks:
+        return []
+    first, last = looks[0], looks[-1]
+    rows = [
+        f"| {_cell(before['prompt'])} | {_cell(before['answer'])} | {_cell(after['answer'])} |"
+        for before, after in zip(first["answers"], last["answers"], strict=False)
+    ][:WATCHED_ROWS]
+    heading = f"| prompt | after step {first['step']} | after step {last['step']} |"
+    return ["## Samples", "", f"Greedy, up to the watched length; all of them are in `{ANSWERS}`.", "",
+            heading, "|---|---|---|", *rows, ""]  # fmt: skip
+
+
+def _cell(text: str) -> str:
+    """Text of a model that can neither break a table nor be taken for Markdown or HTML."""
+    plain = " ".join(text.split())[:CELL_CHARACTERS]
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain) or "(empty)"
 
 
 def is_card(path: Path) -> bool:

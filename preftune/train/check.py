@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,23 +24,16 @@ from preftune.data.bad_rows import SkippedRows
 from preftune.data.plan import Cut
 from preftune.data.savings import Savings, measure_savings
 from preftune.data.survey import Survey, count_shared_prompts, survey
-from preftune.errors import ModelError, PreftuneError, RecipeError
-from preftune.model.freeze import freeze
-from preftune.model.memory import (
-    MemoryEstimate,
-    Precision,
-    build_empty_model,
-    embedded_tokens,
-    estimate_memory,
-    load_config,
-)
+from preftune.errors import PreftuneError, RecipeError
+from preftune.model.memory import MemoryEstimate, embedded_tokens, load_config
 from preftune.objectives.base import Baseline, Reads
 from preftune.recipe import Recipe, load_recipe, resolve_batch
 from preftune.train.arguments import default_micro_batch_tokens
 from preftune.train.data import load_examples, look_at, tokenize_for
 from preftune.train.forewarn import forewarnings
 from preftune.train.loader import check_prompts
-from preftune.train.models import check_fits, lora_settings, refuse_adapter
+from preftune.train.memory import RunMemory
+from preftune.train.models import check_fits, refuse_adapter
 from preftune.train.step import Packing
 from preftune.train.stream import first_examples
 from preftune.train.tokenizer import load_run_tokenizer
@@ -170,7 +162,7 @@ def check_data(
         foreseen = forewarnings(recipe, ranks)
     chat = read_chat_format(tokenizer)
     counts = survey(examples, groups, recipe.build_objective().layout, chat)
-    packing = _packing(recipe)
+    packing = packing_of(recipe)
     savings = measure_savings(
         groups,
         [packing.cost(group) for group in groups],
@@ -181,7 +173,7 @@ def check_data(
         seed=recipe.training["seed"],
         feed_last=packing.feed_last,
     )
-    memory, no_memory = _memory(recipe, config, savings.fullest)
+    memory, no_memory = _memory(recipe, config, savings)
     warnings += advise(counts, tokens, chat, skipped, recipe.max_length)
     warnings += _of_run(batch.total, len(groups), held_out)
     warnings += foreseen
@@ -243,7 +235,7 @@ def _check_run(
         check_prompts(groups)
 
 
-def _packing(recipe: Recipe) -> Packing:
+def packing_of(recipe: Recipe) -> Packing:
     feeds_last = recipe.build_objective().reads == Reads.SCORES
     return Packing(share_prompt=recipe.share_prompt, padded=recipe.road == "padded", feed_last=feeds_last)
 
@@ -266,64 +258,15 @@ def _of_run(batch: int, rows: int, held_out: HeldOut | None) -> Iterator[str]:
 # --- memory
 
 
-def _memory(recipe: Recipe, config: PretrainedConfig | None, tokens: int) -> tuple[MemoryEstimate | None, str]:
+def _memory(recipe: Recipe, config: PretrainedConfig | None, cut: Savings) -> tuple[MemoryEstimate | None, str]:
     """The estimate, or why there is none."""
     if config is None:
         return None, f"'{recipe.model_name_or_path}' has no config.json to be had"
-    with python_warnings.catch_warnings():  # of PEFT about transformers, which say nothing of the estimate
-        python_warnings.simplefilter("ignore")
-        return _estimated(recipe, config, tokens)
-
-
-def _estimated(recipe: Recipe, config: PretrainedConfig, tokens: int) -> tuple[MemoryEstimate | None, str]:
-    objective = recipe.build_objective()
+    several = cut.micro_batches > cut.steps
     try:
-        model: Any = build_empty_model(config, objective.reads == Reads.SCORES, recipe.trust_remote_code)
-        model = _as_trained(recipe, model)
-        estimate = estimate_memory(
-            model,
-            config,
-            tokens,
-            _precision(recipe, config),
-            copies_reference=_copies_reference(recipe),
-            checkpointing=any(recipe.training.get(f"{what}_checkpointing") for what in ("activation", "gradient")),
-        )
+        return RunMemory(recipe, config).estimate(cut.fullest, several=several, device=_device().type), ""
     except PreftuneError as error:
         return None, str(error)
-    except AttributeError as error:  # a config of another family, without the sizes that the formula takes
-        return None, f"the config does not say all sizes ({error})"
-    return estimate, ""
-
-
-def _as_trained(recipe: Recipe, model: Any) -> Any:
-    """With the recipe's adapter or frozen parts."""
-    if recipe.adapter_name_or_path is not None:
-        raise ModelError("the size of a given adapter is not looked up")
-    if recipe.use_peft:
-        from preftune.model.lora import add_adapter
-
-        scores = recipe.build_objective().reads == Reads.SCORES
-        with torch.device("meta"):
-            return add_adapter(model, lora_settings(recipe, init=True), task="SEQ_CLS" if scores else "CAUSAL_LM")
-    if recipe.freeze:
-        freeze(model, recipe.freeze)
-    return model
-
-
-def _precision(recipe: Recipe, config: PretrainedConfig) -> Precision:
-    names = {"bfloat16": torch.bfloat16, "auto": getattr(config, "dtype", None) or torch.float32}
-    weights = names.get(recipe.torch_dtype or "", torch.float32)
-    weights = torch.float32 if weights == torch.float16 else weights
-    half = recipe.training.get("bf16") or recipe.training.get("fp16") or recipe.torch_dtype == "float16"
-    bits = 4 if recipe.load_in_4bit else 8 if recipe.load_in_8bit else None
-    compute = torch.bfloat16 if half else weights
-    return Precision(weights, compute, recipe.master_weights, bits, recipe.optimizer_state)
-
-
-def _copies_reference(recipe: Recipe) -> bool:
-    """Under an adapter the base model is the reference; precomputed log-probs need none."""
-    needed = recipe.build_objective().needs_reference and not recipe.precompute_reference
-    return needed and (recipe.reference_model_name_or_path is not None or not recipe.trains_adapter)
 
 
 def _device() -> torch.device:

@@ -1,6 +1,6 @@
 """A model folder on the hub: which files go there, the repository they go to, and what can go wrong, in one line.
 
-Only files that belong to a model are sent: weights in safetensors or GGUF, config, tokenizer, card, recipe, log, plots
+Only files that belong to a model are sent: weights in safetensors, config, tokenizer, card, recipe, log, plots
 and samples. Checkpoints, optimizer states and pickles stay; so does what a link points to outside of the folder. A file
 that holds an access token stops it.
 """
@@ -28,8 +28,8 @@ from preftune.train.card import is_card, short_card
 logger = logging.getLogger(__name__)
 
 PATTERNS = (
-    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.gguf", "*.py", "README.md", "LICENSE*", "Modelfile"),
-    *("recipe.yaml", "log.jsonl", "samples.md", "plots/*.png", "samples/*.md"),
+    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md", "LICENSE*"),
+    *("recipe.yaml", "log.jsonl", "watch.jsonl", "samples.md", "plots/*.png", "samples/*.md"),
 )
 LEFT_OUT = ("trainer_state.json", "manifest.json")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
@@ -151,13 +151,13 @@ def published_files(folder: Path) -> list[Path]:
         if fits and name not in LEFT_OUT and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             _refuse_token(path)
             found.append(path)
-    if not any(path.suffix in (".safetensors", ".gguf") for path in found):
+    if not any(path.suffix == ".safetensors" for path in found):
         raise ModelError(f"'{folder}' has no weights in safetensors. Pickle files are not sent; `preftune export` it.")
     return found
 
 
 def _refuse_token(path: Path) -> None:
-    if path.suffix in (".safetensors", ".gguf", ".png", ".model"):
+    if path.suffix in (".safetensors", ".png", ".model"):
         return
     with path.open("rb") as file:
         if _TOKEN.search(file.read(_TEXT_BYTES)):

@@ -32,8 +32,9 @@ from preftune.objectives import load_objective
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, describe_objective, load_recipe, resolve_batch
 from preftune.recipe.guards import bf16_guard, guard_rails
-from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
+from preftune.train.arguments import PreferenceArguments
 from preftune.train.best import say_best
+from preftune.train.budget import choose_micro_batch_tokens
 from preftune.train.card import write_card
 from preftune.train.checkpoint import (
     LOG,
@@ -124,7 +125,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         reference_model=reference,
         precompute_reference=recipe.precompute_reference,
         reference_cache=recipe.reference_cache,
-        cut=Cut(max_tokens=recipe.micro_batch_tokens or default_micro_batch_tokens(args.device)),
+        cut=Cut(max_tokens=choose_micro_batch_tokens(recipe, args, model, reference)),
         road=recipe.road,
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,

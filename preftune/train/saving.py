@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints, set_seed
 from transformers.utils import PushInProgress
 
 from preftune import __version__
@@ -24,6 +24,7 @@ from preftune.errors import CheckpointError, RecipeError, TrainingError
 from preftune.model.load import one_line
 from preftune.model.sharding import is_sharded, whole_state
 from preftune.train.checkpoint import MANIFEST, RESCUES, STAGING, checkpoints, publish, rescues, seal, step_of
+from preftune.train.engines import DDP, ONE
 from preftune.train.held import HeldTrainer
 from preftune.train.identity import changed_settings
 from preftune.train.push import open_repo, push_checkpoint, push_folder
@@ -223,6 +224,7 @@ class SealedTrainer(HeldTrainer):
             "run": self._identity(),
             "settings": self.settings,
             "processes": self.args.world_size,
+            "engine": self.engine,
             "versions": {
                 "python": platform.python_version(),
                 "preftune": __version__,
@@ -240,13 +242,21 @@ class SealedTrainer(HeldTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        then = None if checkpoint is None else _facts_of(Path(checkpoint)).get("processes")
+        if then not in (None, self.args.world_size):
+            set_seed(self.args.seed + self.state.global_step)  # draws of other processes; only dropout asks for any
+            if self.args.process_index == 0:
+                now = self.args.world_size
+                logger.warning("Made by %d processes and gone on with by %d: same batch, same order.", then, now)
+            return
         ranked = self.args.world_size > 1
         self._require(checkpoint, f"rng_state_{self.args.process_index}.pth" if ranked else "rng_state.pth")
         super()._load_rng_state(checkpoint)
 
     def check_same_run(self, checkpoint: Path) -> None:
         """Refuse to go on with other data, another batch or another objective than the checkpoint was made with."""
-        check_same_run(checkpoint, self._identity(), self.settings)
+        check_same_run(checkpoint, self._identity(), self.settings, self.args.world_size)
+        check_same_world(checkpoint, self.engine, self.args.world_size)
 
     def _require(self, checkpoint: str | None, name: str) -> None:
         if checkpoint is not None and not (Path(checkpoint) / name).is_file():
@@ -257,25 +267,56 @@ class SealedTrainer(HeldTrainer):
             )
 
 
-def check_same_run(checkpoint: Path, now: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+def check_same_run(
+    checkpoint: Path,
+    now: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    processes: int | None = None,
+) -> None:
     """Refuse to go on where what a run is (`now`), or its settings, are not what the checkpoint's manifest says.
 
     Raises:
         CheckpointError: with what has changed.
     """
-    manifest = checkpoint / MANIFEST
-    if not manifest.is_file():
-        return  # not one of ours; whoever reads it decides
-    facts = json.loads(manifest.read_text(encoding="utf-8"))
-    changed = [
-        *changed_settings(facts.get("run", {}), now),
-        *changed_settings(facts.get("settings", {}), settings or {}),
-    ]
-    if changed:
-        raise CheckpointError(
-            f"'{checkpoint}' is of another run: {'; '.join(changed)}. Use the recipe that made it, or start afresh "
-            "with model_name_or_path set to it."
+    facts = _facts_of(checkpoint)  # {}: not one of ours; whoever reads it decides
+    then = facts.get("run", {})
+    changed = [*changed_settings(then, now), *changed_settings(facts.get("settings", {}), settings or {})]
+    if not changed:
+        return
+    remedy = "Use the recipe that made it, or start afresh with model_name_or_path set to it."
+    batch, others = then.get("global_batch"), facts.get("processes", processes)
+    if len(changed) == 1 and batch != now.get("global_batch") and processes not in (None, others):
+        remedy = (
+            f"It was made by {others} process{'es' * (others != 1)}, and this is {processes}: set total_batch_size: "
+            f"{batch}, in place of per_device_train_batch_size and gradient_accumulation_steps."
         )
+    raise CheckpointError(f"'{checkpoint}' is of another run: {'; '.join(changed)}. {remedy}")
+
+
+def check_same_world(checkpoint: Path, engine: str, processes: int) -> None:
+    """Refuse another number of processes where an engine keeps a piece of the optimizer for each.
+
+    Under DDP, or in one process, the optimizer is whole in every process, and the order of the data and the batch do
+    not depend on how many there are.
+
+    Raises:
+        CheckpointError: the pieces are of other processes.
+    """
+    facts = _facts_of(checkpoint)
+    then, whole = facts.get("processes", processes), (ONE, DDP)
+    if then == processes or (engine in whole and facts.get("engine", engine) in whole):
+        return
+    made = f"{then} process{'es' * (then != 1)} under {facts.get('engine', engine)}"
+    raise CheckpointError(
+        f"'{checkpoint}' was made by {made}, and this is {engine} with {processes}: such engines keep a piece of the "
+        f"optimizer's state for each process. Go on with {then}, or start afresh with model_name_or_path set to it."
+    )
+
+
+def _facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What its manifest says; {} without one."""
+    manifest = checkpoint / MANIFEST
+    return json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
 
 
 def _not_saved(cause: Exception, run: Path, name: str) -> str:

@@ -12,7 +12,7 @@ from preftune.cli.main import main
 from preftune.data.chat import read_chat_format
 from preftune.errors import ModelError
 from preftune.model.place import model_folder
-from preftune.serve.chat import Chat
+from preftune.serve.chat import Chat, Sampling
 from preftune.types import Message
 
 WORDS = ["<s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "a", "b", "c", "d"]
@@ -52,7 +52,7 @@ def talk(folder):
     from preftune.model.load import load_model, load_tokenizer
 
     model = load_model(str(folder)).eval()
-    return Chat(model, read_chat_format(load_tokenizer(str(folder))), temperature=0, max_tokens=4)
+    return Chat(model, read_chat_format(load_tokenizer(str(folder))), sampling=Sampling(temperature=0, max_tokens=4))
 
 
 def lines(monkeypatch, text, terminal=False):
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_answer(folder, monkeypatch, capsys):
 
 def test_a_terminal_has_history_until_reset_and_leaves_by_exit(folder, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(Chat, "ask", lambda self, question: asked.append(question))
+    monkeypatch.setattr(Chat, "ask", lambda self, question, say: asked.append(question))
     monkeypatch.setattr(Chat, "reset", lambda self: asked.append("forgotten"))
     lines(monkeypatch, "a\n/reset\nb\n/exit\nc\n", terminal=True)
     assert main(["chat", str(folder)]) == 0

@@ -132,7 +132,8 @@ def test_an_adapter_is_counted_by_its_own_parameters(capsys):
     pytest.importorskip("peft")
     words = ("pairs.jsonl", "--model", "m", "--objective", "dpo", "use_peft=true", "lora_r=2", "lora_init=pissa")
     memory = as_json(capsys, *words, "lora_target_modules=[q_proj]")["memory_gib"]
-    assert memory["trainable"] == 2 * 2 * (8 + 8) and memory["reference"] == 0
+    assert memory["trainable"] == 2 * 2 * (8 + 8)
+    assert memory["reference"] == pytest.approx(4 * memory["trainable"] / 2**30)  # PiSSA's start is not the base model
 
 
 def test_a_tokenizer_alone_is_enough(capsys):

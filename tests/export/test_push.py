@@ -197,6 +197,18 @@ def test_samples_of_a_run_stand_in_its_card(tmp_path):
     assert "## Samples\n\n### Responses after step 10" in card and "step 9" not in card
 
 
+def test_watched_answers_stand_in_the_card_as_text(tmp_path):
+    from preftune.train.card import short_card
+
+    (tmp_path / "recipe.yaml").write_text("objective: simpo\n")
+    lines = [(0, "old | <b>"), (5, "middle"), (9, "new")]
+    records = [{"step": step, "answers": [{"prompt": "Why?", "answer": text, "ended": True}]} for step, text in lines]
+    (tmp_path / "watch.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    card = short_card(tmp_path, tmp_path)
+    assert "| prompt | after step 0 | after step 9 |" in card
+    assert r"| Why? | old \| \<b\> | new |" in card
+
+
 def test_the_card_of_a_run_goes_into_its_export(small, tmp_path):
     from preftune.export.write import export_model
 

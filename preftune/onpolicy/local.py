@@ -1,0 +1,106 @@
+"""Sampling by a model in this process, one process of several where torchrun started them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preftune.data.bad_rows import OnBadRow
+from preftune.generation import Sampling
+from preftune.model.load import load_model, load_tokenizer
+from preftune.onpolicy.answers import EngineAnswerer
+from preftune.onpolicy.journal import check_output
+from preftune.onpolicy.prompts import load_prompts
+from preftune.onpolicy.sample import CHUNK, SEEDS, sample_prompts
+from preftune.serve.chat import model_folder, trained_system
+
+EDGE_BYTES = 2**20
+
+
+def sample_file(
+    model: str,
+    prompts: Sequence[str | Path],
+    output: str | Path,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    top_k: int = 0,
+    max_tokens: int = 4096,
+    system: str | None = None,
+    split: str = "train",
+    columns: Mapping[str, str | None] | None = None,
+    on_bad_row: OnBadRow | None = None,
+    limit: int | None = None,
+    chunk: int = CHUNK,
+    slots: int = 32,
+    torch_dtype: str | None = None,
+) -> dict[str, Any]:
+    """Answer every prompt of the sources, or go on doing so; see `preftune.onpolicy.sample`.
+
+    Under torchrun (RANK, WORLD_SIZE, LOCAL_RANK) each process does its share of the chunks.
+
+    Args:
+        model: a folder (also a run that has only checkpoints) or a hub name.
+        prompts: what `load_preferences` reads, with answers or without.
+        system: for prompts without one; None takes that of the model's training, "" takes none.
+        torch_dtype: of the weights; None is float32 on CPU, as saved on a GPU.
+
+    Raises:
+        PreftuneError: the model, a source or a setting is wrong, or a job with other settings was begun.
+    """
+    sampling = Sampling(max_tokens, temperature, top_p, top_k)
+    check_output(Path(output))
+    name = str(model_folder(Path(model))) if Path(model).is_dir() else model
+    chosen = load_prompts(
+        prompts,
+        split=split,
+        columns=columns,
+        on_bad_row=on_bad_row,
+        system=trained_system(Path(name)) if system is None else system,
+        limit=limit,
+    )
+    device = f"cuda:{_variable('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    dtype = torch_dtype or ("float32" if device == "cpu" else "auto")
+    rank, world = process_place()
+    loaded: Any = load_model(name, torch_dtype=dtype)
+    return sample_prompts(
+        chosen,
+        EngineAnswerer(loaded.to(device).eval(), load_tokenizer(name), sampling, slots),
+        output,
+        seeds=seeds,
+        chunk=chunk,
+        rank=rank,
+        world=world,
+        settings={"engine": "transformers", "model": name, "weights": weights_mark(name), "torch_dtype": dtype},
+    )
+
+
+def process_place() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    return _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+
+
+def _variable(name: str, default: int) -> int:
+    return int(os.environ.get(name) or default)
+
+
+def weights_mark(folder: str) -> str | None:
+    """A hash of the sizes, beginnings and ends of a folder's weight files: a model trained on is another model."""
+    files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".safetensors", ".bin"))
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE_BYTES))
+            file.seek(max(0, size - EDGE_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Sampling by servers that a local one plays."""
+
+from __future__ import annotations
+
+import pytest
+
+from preftune.cli.main import main
+from preftune.data import read_chat_format
+from preftune.model.load import load_tokenizer
+from preftune.types import Message
+from tests.endpoint.server import Script, serving
+from tests.onpolicy.conftest import QUESTIONS, read_rows
+
+
+def sample(url, prompts, output, *more):
+    words = ["sample", "served", str(prompts), "--output", str(output), "--seeds", "3", "4", "--endpoint", url, *more]
+    return main(words)
+
+
+def test_conversations_are_sent_once_a_seed_with_the_settings(prompts, tmp_path, capsys):
+    script = Script("busy", "page")
+    with serving(script) as url:
+        assert sample(url, prompts, tmp_path / "out.jsonl", "--max-tokens", "9", "--top-k", "7") == 0
+
+    rows = read_rows(tmp_path / "out.jsonl")
+    assert [row["prompt"][0]["content"] for row in rows] == QUESTIONS
+    assert rows[0]["responses"] == ["re: Where is Rome?"] * 2
+    assert rows[0]["sampled"] == {
+        "seeds": [3, 4], "finish": ["stop"] * 2, "tokens": [5, 5], "prompt_tokens": None, "empty": []
+    }  # fmt: skip
+    assert len(script.counts) == 14  # two of them asked twice: a busy server, a page that is no reply
+    assert len(script.asked) == 16
+    assert script.asked[0] == {
+        "model": "served", "messages": [{"role": "user", "content": script.asked[0]["messages"][0]["content"]}],
+        "temperature": 0.8, "top_p": 0.95, "max_tokens": 9, "seed": script.asked[0]["seed"], "top_k": 7,
+    }  # fmt: skip
+
+
+def test_with_a_tokenizer_the_ids_of_training_are_sent(chat_model, prompts, tmp_path):
+    script = Script()
+    with serving(script) as url:
+        assert sample(url, prompts, tmp_path / "out.jsonl", "--tokenizer", str(chat_model), "--limit", "1") == 0
+
+    (ids,) = read_chat_format(load_tokenizer(str(chat_model))).prompt_ids([[Message("user", QUESTIONS[0])]])
+    assert [body["prompt"] for body in script.asked] == [ids, ids]
+    assert ids.count(256) == 1
+    assert script.asked[0]["stop"] == ["<|im_end|>"]
+
+
+def test_a_prompt_that_the_server_refuses_is_recorded_and_the_rest_goes_on(prompts, tmp_path):
+    with serving(Script("refuse")) as url:
+        assert sample(url, prompts, tmp_path / "out.jsonl", "--concurrency", "1") == 0
+
+    assert len(read_rows(tmp_path / "out.jsonl")) == 6
+    (failed,) = read_rows(tmp_path / "out.failed.jsonl")
+    assert "too long" in failed["error"]
+
+
+def test_a_job_whose_server_goes_away_asks_only_for_the_rest_when_it_goes_on(prompts, tmp_path, capsys):
+    script = Script(*["answer"] * 9, then="forbid")
+    with serving(script) as url:
+        assert sample(url, prompts, tmp_path / "out.jsonl", "--concurrency", "1", "--chunk", "3") == 1
+        assert "wrong key" in capsys.readouterr().err
+        assert not (tmp_path / "out.jsonl").exists()
+        answered = 9
+        script.asked.clear()
+        script.then = "answer"
+
+        assert sample(url, prompts, tmp_path / "out.jsonl", "--concurrency", "1", "--chunk", "3") == 0
+
+    assert answered + len(script.asked) == 14
+    assert [row["responses"] for row in read_rows(tmp_path / "out.jsonl")] == [[f"re: {q}"] * 2 for q in QUESTIONS]
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://here/v1"])
+def test_an_address_that_is_none_is_one_line(address, prompts, tmp_path, capsys):
+    assert sample(address, prompts, tmp_path / "out.jsonl") == 2
+    assert "is no address of an endpoint" in capsys.readouterr().err
