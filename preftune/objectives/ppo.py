@@ -15,7 +15,7 @@ sampled. Goes out: rewards and advantages of that shape, and losses for each tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -77,10 +77,10 @@ class PPO(Method):
     reward_model_name_or_path: str | None = None
     reward_model_revision: str = "main"
     reward_function: str | None = None
-    reward_endpoint: str | None = None
+    reward_endpoint: str | None = field(default=None, repr=False)  # no part of what a resumed run must have the same
     reward_judge: str | None = None
     reward_template: str | None = None
-    reward_key_from: str = "OPENAI_API_KEY"
+    reward_key_from: str = field(default="OPENAI_API_KEY", repr=False)
     response_length: int = 512
     temperature: float = 0.7
     stop_token: str = "eos"

@@ -10,6 +10,7 @@ import torch
 from preftune import train
 from preftune.endpoint import Endpoint, EndpointError
 from preftune.errors import RecipeError, TrainingError
+from preftune.objectives.ppo import PPO
 from preftune.train.ppo.judged import JudgedReward
 from preftune.train.ppo.prompts import Prompt
 from preftune.train.record import read_log
@@ -38,6 +39,13 @@ def test_a_run_takes_the_ratings_of_a_judge_and_a_second_one_asks_nothing(work, 
         train(None, **work, reward_endpoint=url)
     assert len(script.asked) == asked
     assert all(torch.equal(value, first[name]) for name, value in weights().items())
+
+
+def test_a_judge_may_have_moved_when_a_run_goes_on_and_another_judge_is_another_run():
+    """Checkpoints hold the settings as `repr` writes them."""
+    there = PPO(reward_endpoint="http://b/v1", reward_judge="m", reward_key_from="K")
+    assert repr(there) == repr(PPO(reward_endpoint="http://a/v1", reward_judge="m"))
+    assert repr(there) != repr(PPO(reward_endpoint="http://b/v1", reward_judge="n"))
 
 
 @pytest.fixture
