@@ -27,14 +27,20 @@ MOST_UNRATED = 0.5  # share of a rollout; above it the mean of the rest says lit
 
 @dataclass(frozen=True)
 class JudgedReward:
-    """A response that got no rating is worth the mean of the others, so that it teaches little either way."""
+    """A response that got no rating is worth the mean of the others, so that it teaches little either way.
+
+    kept: the file of replies, opened with the first question: a run that cannot start writes nothing.
+    """
 
     endpoint: Endpoint
     template: str
+    kept: Path | None = None
 
     def __call__(
         self, prompts: Sequence[Prompt], groups: Sequence[TokenizedGroup], texts: Sequence[str]
     ) -> list[float]:
+        if self.kept is not None and self.endpoint.cache is None:
+            self.endpoint.cache = ReplyCache(self.kept)
         requests = [
             rating_request(str(prompt.origin), prompt.to_chat(), text, self.template)
             for prompt, text in zip(prompts, texts, strict=True)
@@ -65,13 +71,11 @@ def load_judge(ppo: PPO, folder: str | Path) -> JudgedReward:
 
     Raises:
         RecipeError: an address or the template is wrong.
-        DataError: its replies cannot be kept in the folder.
     """
     assert ppo.reward_endpoint is not None and ppo.reward_judge is not None
     template = read_template(ppo.reward_template) if ppo.reward_template else TEMPLATE
     urls = [url.strip() for url in ppo.reward_endpoint.split(",")]
     endpoint = Endpoint(urls, ppo.reward_judge, key_from=ppo.reward_key_from)
-    rank = os.environ.get("RANK", "0")
-    endpoint.cache = ReplyCache(Path(folder) / "judge" / f"replies-{rank}.jsonl")
-    logger.info("Reward: ratings of '%s' at %s, kept in %s.", endpoint.model, ", ".join(urls), endpoint.cache.path)
-    return JudgedReward(endpoint, template)
+    kept = Path(folder) / "judge" / f"replies-{os.environ.get('RANK', '0')}.jsonl"
+    logger.info("Reward: ratings of '%s' at %s, kept in %s.", endpoint.model, ", ".join(urls), kept)
+    return JudgedReward(endpoint, template, kept)
