@@ -8,6 +8,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.eval_generate import (
+    add_alpaca_generate,
+    add_arena_generate,
+    add_generation,
+    add_mt_generate,
+    add_preset,
+    run_alpaca_generate,
+    run_arena_generate,
+    run_mt_generate,
+)
 from preftune.cli.eval_preferences import add_preferences
 from preftune.cli.eval_regress import add_regress
 
@@ -22,6 +32,7 @@ _EPILOG = """examples:
       --endpoint https://api.openai.com/v1 --judge gpt-4-1106-preview --template alpaca_eval_clf.txt --prices 10 30
   preftune eval alpaca-eval judge model_outputs.json --baseline baseline.json --output annotations.json \\
       --reward-model runs/reward
+  preftune eval mt-bench generate runs/simpo --questions question.jsonl --output answers.jsonl
   preftune eval arena-hard score judgments.jsonl --version v0.1
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --references reference.jsonl \\
       --prompts judge_prompts.jsonl --output judgments.jsonl --endpoint http://localhost:8000/v1 --judge my-judge
@@ -33,6 +44,9 @@ _EPILOG = """examples:
 Files are the official ones, plain or gzipped; none is part of preftune (docs/evaluation.md says where they are).
 `judge` keeps every reply beside its output, so that it goes on where it was stopped.
 """
+
+
+_RUN = "all three, in one folder; a step whose file is there is not done again"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,15 +69,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     alpaca = _steps(benchmarks, "alpaca-eval", "win rates over a baseline, plain and length-controlled")
-    _alpaca_generate(_step(alpaca, "generate", "questions to a model's outputs"))
+    add_alpaca_generate(_step(alpaca, "generate", "questions to a model's outputs"))
     _alpaca_judge(_step(alpaca, "judge", "outputs of a model and a baseline to annotations"))
     _alpaca_score(_step(alpaca, "score", "annotations to win rates"))
-    _alpaca_run(_step(alpaca, "run", "all three, in one folder; a step whose file is there is not done again"))
+    _alpaca_run(_step(alpaca, "run", _RUN))
     arena = _steps(benchmarks, "arena-hard", "two games a question against a baseline")
+    add_arena_generate(_step(arena, "generate", "questions to answers, greedy"))
+    _arena_judge(_step(arena, "judge", "answers of a model and a baseline to judgments"))
     _arena_score(_step(arena, "score", "judgments to scores with intervals"))
+    _arena_run(_step(arena, "run", _RUN))
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
+    add_mt_generate(_step(mt, "generate", "questions to answers of both turns, by the category's temperature"))
     _mt_judge(_step(mt, "judge", "answers to judgments by rating"))
     _mt_score(_step(mt, "score", "judgments to means, by turn and category"))
+    _mt_run(_step(mt, "run", _RUN))
     add_preferences(benchmarks)
     add_regress(benchmarks)
     return parser
@@ -82,48 +101,9 @@ def _step(steps: Any, name: str, line: str) -> argparse.ArgumentParser:
 # --- AlpacaEval 2
 
 
-def _alpaca_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--questions", required=True, metavar="F.json", help="rows with 'instruction' (the baseline's)")
-    parser.add_argument("--output", required=True, metavar="F.json", help="where the outputs go, and a configs.yaml")
-    _add_generation(parser)
-    parser.set_defaults(run=_run_alpaca_generate)
-
-
-def _add_generation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub name")
-    parser.add_argument(
-        "--preset", required=True, metavar="NAME",
-        help="published sampling: llama3-instruct, mistral-base, mistral-instruct, gemma2-it; or greedy",
-    )  # fmt: skip
-    parser.add_argument("--temperature", type=float, metavar="T", help="in place of the preset's")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="in place of the preset's")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    parser.add_argument("--slots", type=int, default=32, metavar="N", help="answers written at the same time (32)")
-    parser.add_argument("--generator", metavar="NAME", help="the model's name in the files (its folder's)")
-
-
-def _run_alpaca_generate(options: argparse.Namespace) -> int:
-    from preftune.errors import RecipeError
-    from preftune.evaluation.files import read_rows
-    from preftune.evaluation.generate import PRESETS, generate_outputs, with_limit
-
-    if options.preset not in PRESETS:
-        raise RecipeError(f"--preset: '{options.preset}' is none of {', '.join(PRESETS)}.")
-    rows = generate_outputs(
-        options.model,
-        read_rows(options.questions, ("instruction",)),
-        options.output,
-        with_limit(PRESETS[options.preset], options.max_new_tokens, options.temperature),
-        generator=options.generator,
-        seed=options.seed,
-        slots=options.slots,
-    )
-    print(f"{options.output}: {len(rows)} outputs")
-    return 0
-
-
 def _alpaca_run(parser: argparse.ArgumentParser) -> None:
-    _add_generation(parser)
+    add_generation(parser)
+    add_preset(parser)
     parser.add_argument(
         "--baseline", required=True, metavar="F.json", help="its model_outputs.json, with the questions"
     )
@@ -134,20 +114,29 @@ def _alpaca_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_alpaca(options: argparse.Namespace) -> int:
+    options.questions = options.baseline
+    options.outputs, options.annotations = _in_folder(options, "model_outputs.json", "annotations.json")
+    _one_judge(options)
+    _unless_there(options, options.outputs, run_alpaca_generate)
+    _unless_there(options, options.annotations, _run_alpaca_judge)
+    return _run_alpaca_score(options)
+
+
+def _in_folder(options: argparse.Namespace, *names: str) -> list[str]:
     from pathlib import Path
 
-    folder = Path(options.folder)
-    options.questions = options.baseline
-    options.outputs = str(folder / "model_outputs.json")
-    options.annotations = str(folder / "annotations.json")
-    _one_judge(options)
-    for path, step in ((options.outputs, _run_alpaca_generate), (options.annotations, _run_alpaca_judge)):
-        options.output = path
-        if Path(path).exists():
-            log.info("%s is there already.", path)
-        else:
-            step(options)
-    return _run_alpaca_score(options)
+    return [str(Path(options.folder) / name) for name in names]
+
+
+def _unless_there(options: argparse.Namespace, path: str, step: Any) -> None:
+    """A step writes its file when it is done, so one that is there is not done again."""
+    from pathlib import Path
+
+    options.output = path
+    if Path(path).exists():
+        log.info("%s is there already.", path)
+    else:
+        step(options)
 
 
 def _one_judge(options: argparse.Namespace) -> None:
@@ -234,6 +223,49 @@ def _run_alpaca_score(options: argparse.Namespace) -> int:
 # --- Arena-Hard
 
 
+def _arena_judge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("answers", metavar="ANSWERS.jsonl")
+    parser.add_argument("--output", required=True, metavar="F.jsonl", help="where the judgments go")
+    _add_arena_judge(parser)
+    parser.set_defaults(run=_run_arena_judge)
+
+
+def _add_arena_judge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--baseline", required=True, metavar="F.jsonl", help="the baseline's answers")
+    parser.add_argument("--prompts", required=True, metavar="F.yaml", help="the judge's file of arena-hard-auto")
+    parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
+    _add_endpoint(parser, required=True)
+
+
+def _run_arena_judge(options: argparse.Namespace) -> int:
+    from preftune.evaluation.arena_judge import judge, load_judge_prompt
+    from preftune.evaluation.files import read_rows, write_rows
+
+    answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
+    prompt = load_judge_prompt(options.prompts)
+    rows = judge(_open_endpoint(options), answers, baseline, prompt, options.version, options.prices)
+    write_rows(options.output, rows)
+    print(f"{options.output}: {len(rows)} judgments")
+    return 0
+
+
+def _arena_run(parser: argparse.ArgumentParser) -> None:
+    add_generation(parser)
+    parser.add_argument("--questions", required=True, metavar="F.jsonl", help="question.jsonl")
+    parser.add_argument("--folder", required=True, metavar="DIR", help="for all files")
+    _add_arena_judge(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run_arena)
+
+
+def _run_arena(options: argparse.Namespace) -> int:
+    options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
+    options.judgments = [judgments]
+    _unless_there(options, options.answers, run_arena_generate)
+    _unless_there(options, judgments, _run_arena_judge)
+    return _run_arena_score(options)
+
+
 def _arena_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("judgments", nargs="+", metavar="JUDGMENTS.jsonl", help="of one or several models")
     parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
@@ -253,15 +285,35 @@ def _run_arena_score(options: argparse.Namespace) -> int:
 
 def _mt_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("answers", metavar="ANSWERS.jsonl")
+    parser.add_argument("--output", required=True, metavar="F.jsonl", help="where the judgments go")
+    _add_mt_judge(parser)
+    parser.set_defaults(run=_run_mt_judge)
+
+
+def _add_mt_judge(parser: argparse.ArgumentParser) -> None:
     for name, line in (
         ("questions", "question.jsonl"),
         ("references", "reference answers to math, reasoning and coding"),
         ("prompts", "judge_prompts.jsonl"),
-        ("output", "where the judgments go"),
     ):
         parser.add_argument(f"--{name}", required=True, metavar="F.jsonl", help=line)
     _add_endpoint(parser, required=True)
-    parser.set_defaults(run=_run_mt_judge)
+
+
+def _mt_run(parser: argparse.ArgumentParser) -> None:
+    add_generation(parser)
+    parser.add_argument("--folder", required=True, metavar="DIR", help="for all files")
+    _add_mt_judge(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run_mt, pairs=False)
+
+
+def _run_mt(options: argparse.Namespace) -> int:
+    options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
+    options.judgments = [judgments]
+    _unless_there(options, options.answers, run_mt_generate)
+    _unless_there(options, judgments, _run_mt_judge)
+    return _run_mt_score(options)
 
 
 def _run_mt_judge(options: argparse.Namespace) -> int:

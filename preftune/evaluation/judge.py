@@ -68,14 +68,10 @@ def ask_all(
         EndpointError: some got no reply. What came is kept where the endpoint has a cache.
         BudgetSpentError: the budget does not reach; the same holds.
     """
-    missing = [r for r in requests if endpoint.cache is None or endpoint.cache.get(r, endpoint.model) is None]
+    missing = [request for request in requests if not _kept(endpoint, request)]
     kept = len(requests) - len(missing)
-    log.info(
-        "%s: %s%s",
-        endpoint.model,
-        estimate(missing, Prices(*prices) if prices else None),
-        f"; {kept} are there already" if kept else "",
-    )
+    expected = estimate(missing, Prices(*prices) if prices else None)
+    log.info("%s: %s%s", endpoint.model, expected, f"; {kept} are there already" if kept else "")
     replies: dict[str, ChatReply] = {}
     failures: list[tuple[ChatRequest, Failure]] = []
     for request, outcome in endpoint.ask(requests):
@@ -90,3 +86,11 @@ def ask_all(
             f"{failure.reason} ({failure.tries} tries). What came is kept; start again to go on."
         )
     return replies
+
+
+def _kept(endpoint: Endpoint, request: ChatRequest) -> bool:
+    """Whether the reply is there from before; what it cost counts towards the budget, which so holds over restarts."""
+    reply = None if endpoint.cache is None else endpoint.cache.get(request, endpoint.model)
+    if reply is not None and endpoint.budget is not None:
+        endpoint.budget.settle(endpoint.budget.most(request), reply)
+    return reply is not None

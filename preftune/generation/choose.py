@@ -30,7 +30,8 @@ BLOCK = 256  # tokens; a cumulative sum of blocks and then within one is faster 
 class Drawing(Protocol):
     """What is needed of a row."""
 
-    draw: Draw
+    @property
+    def draw(self) -> Draw: ...
 
     @property
     def sampling(self) -> Sampling: ...

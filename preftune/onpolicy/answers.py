@@ -82,16 +82,17 @@ class EngineAnswerer:
         requests = [
             Request(number, ids, tuple(seeds), sampling) for number, ids in enumerate(given) if isinstance(ids, list)
         ]
-        replies: dict[int, dict[int, Reply]] = {request.key: {} for request in requests}  # type: ignore[misc]
+        replies: dict[int, dict[int, Reply]] = {number: {} for number in range(len(given))}
         for key, index, answer in self.engine.run(requests):
-            ids = given[key]  # type: ignore[index]
-            own = replies[key]  # type: ignore[index]
+            assert isinstance(key, int)
+            ids, own = given[key], replies[key]
+            assert isinstance(ids, list)
             written = answer.ids[:-1] if answer.ended else answer.ids
             own[index] = Reply(self._text(ids, written), answer.finish, len(answer.ids))
             done = len(own) == len(seeds)
             if done:
                 ordered = tuple(own[place] for place in range(len(seeds)))
-                found[key] = Replies(ordered, len(ids))  # type: ignore[call-overload]
+                found[key] = Replies(ordered, len(ids))
             told(int(done), len(answer.ids))
         return found
 

@@ -88,7 +88,7 @@ class PairFiles:
         if self.format == "parquet":
             from datasets import Dataset
 
-            Dataset.from_list([dict(row) for row in _rectangular(rows)]).to_parquet(str(part))
+            Dataset.from_list(_rectangular(rows)).to_parquet(str(part))
         else:
             with part.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -98,20 +98,18 @@ class PairFiles:
 def _save_to_disk(folder: Path, parts: Mapping[str, Rows]) -> None:
     from datasets import Dataset, DatasetDict
 
-    tables = {name: Dataset.from_list([dict(row) for row in _rectangular(rows)]) for name, rows in parts.items()}
+    tables = {name: Dataset.from_list(_rectangular(rows)) for name, rows in parts.items()}
     DatasetDict(tables).save_to_disk(str(folder))
 
 
-def _rectangular(rows: Rows) -> list[Mapping[str, Any]]:
+def _rectangular(rows: Rows) -> list[dict[str, Any]]:
     """Rows that all have the same columns; tools are free-form JSON, which a table holds as text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     tabled = [{name: row.get(name) for name in names} for row in rows]
     for row in tabled:
         if row.get("tools") is not None:
             row["tools"] = json.dumps(row["tools"], ensure_ascii=False)
-        if "weight" in names and row["weight"] is None:
-            row["weight"] = 1.0
-    return tabled  # type: ignore[return-value]
+    return tabled
 
 
 def _write_report(path: Path, report: Mapping[str, Any]) -> None:

@@ -39,15 +39,15 @@ class Pair:
 
     prompt: Prompt
 
-    def to_row(self) -> dict[str, Any]:
-        """The columns that the data layer reads it by."""
+    def to_row(self, weighted: bool) -> dict[str, Any]:
+        """The columns that the data layer reads it by; a file with weights has one in every row."""
         example = self.prompt.example
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in example.responses)
         row = self.prompt.to_row() | {"chosen": chosen, "rejected": rejected}
         row |= {"chosen_score": example.scores[0], "rejected_score": example.scores[1]}
         if example.no_system:
             row["system"] = ""
-        return row | {"weight": example.weight} if example.weight != 1 else row
+        return row | {"weight": example.weight} if weighted else row
 
 
 @dataclass
@@ -109,7 +109,8 @@ def make_pairs(
     if test_share and not parts["test"]:
         log.warning("None of the %d prompts falls into the test part; there is no test file.", len(tally.pairs))
     report = _report(len(rows), tally, parts)
-    files.write({name: [pair.to_row() for pair in pairs] for name, pairs in parts.items() if pairs}, report)
+    weighted = any(pair.prompt.example.weight != 1 for pair in tally.pairs)
+    files.write({name: [pair.to_row(weighted) for pair in pairs] for name, pairs in parts.items() if pairs}, report)
     return report
 
 
@@ -118,7 +119,8 @@ def make_pairs(
 
 def _read(rows: Sequence[Row], rule: Rule, columns: Mapping[str, str | None] | None) -> _Tally:
     mapping = recognise_responses(rows, columns)
-    tally, seen = _Tally(), set()
+    tally = _Tally()
+    seen: set[tuple[str, tuple[str, ...]]] = set()
     for row in rows:
         reader = RowReader(row, mapping)
         try:

@@ -56,13 +56,13 @@ class CachedScorer:
         return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def _keep(self, fresh: dict[str, list[Score]]) -> None:
-        values = {key: [score.value for score in scores] for key, scores in fresh.items()}
+        values = {key: [score.value for score in scores if score.value is not None] for key, scores in fresh.items()}
         lines = [json.dumps({"row": key, "scores": own}) + "\n" for key, own in values.items()]
         with self.path.open("ab") as file:
             file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
-        self.known |= {key: own for key, own in values.items() if None not in own}  # type: ignore[misc]
+        self.known |= values
 
     def _read(self, data: bytes) -> dict[str, list[float]]:
         known = {}

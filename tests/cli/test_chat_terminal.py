@@ -82,6 +82,7 @@ class Pty:
         os.close(self.end)
 
 
+@pytest.mark.slow
 def test_a_session_on_a_terminal(models, tmp_path):
     """Two models, commands, editing keys, an error, several lines, saving, leaving: one process."""
     before, after = models

@@ -91,6 +91,7 @@ def test_arena_hard_and_mt_bench_judgments_are_scored(tmp_path, capsys):
     assert "by_turn 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_judging_that_is_killed_goes_on_where_it_was(files, capsys):
     script = Script(delay=0.15)
     with serving(script) as url:
@@ -108,12 +109,17 @@ def test_a_judging_that_is_killed_goes_on_where_it_was(files, capsys):
 
 
 def test_the_estimate_comes_before_the_first_request_and_the_budget_stops(files, capsys):
-    script = Script()
+    script, cap = Script(), ("--prices", "100", "100", "--budget", "0.02")
     with serving(script) as url:
-        assert main(["eval", *judge_words(files, url), "--prices", "100", "100", "--budget", "0.02"]) == 1
-    said = capsys.readouterr().err
-    assert "12 requests" in said and "The budget is spent" in said
-    assert len(script.asked) < 12 and not (files / "annotations.json").exists()
+        assert main(["eval", *judge_words(files, url), *cap]) == 1
+        said = capsys.readouterr().err
+        assert "12 requests" in said and "The budget is spent" in said
+        asked = len(script.asked)
+        assert 0 < asked < 12 and not (files / "annotations.json").exists()
+        assert main(["eval", *judge_words(files, url), *cap]) == 1  # what was spent before counts
+        assert len(script.asked) == asked
+        assert main(["eval", *judge_words(files, url), *cap[:-1], "1"]) == 0
+        assert len(script.asked) == 12
 
 
 @pytest.mark.parametrize(

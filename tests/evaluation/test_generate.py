@@ -9,14 +9,19 @@ import yaml
 
 from preftune.cli.main import main
 from preftune.errors import DataError
+from preftune.evaluation.answers import Candidate, changed_preset
+from preftune.evaluation.bench_answers import answer_arena_hard, answer_mt_bench
 from preftune.evaluation.files import read_rows, write_rows
-from preftune.evaluation.generate import PRESETS, generate_outputs, with_limit
+from preftune.evaluation.generate import PRESETS, generate_outputs
+from preftune.model.ends import ending_ids
+from preftune.types import Message
 from tests.data.conftest import CHATML, build_byte_tokenizer
+from tests.endpoint.server import Script, serving
 from tests.small import SHAPE as SMALL
 
 SHAPE = {**SMALL, "vocab_size": 260, "pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 257}
 QUESTIONS = [{"dataset": "d", "instruction": f"Say {n}.", "output": "x" * n, "generator": "base"} for n in range(1, 9)]
-SHORT = with_limit(PRESETS["mistral-base"], 12, None)
+SHORT = changed_preset(PRESETS["mistral-base"], 12)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,11 @@ def folder(tmp_path_factory):
         build_byte_tokenizer(CHATML).save_pretrained(folder / name)
     write_rows(folder / "baseline.json", QUESTIONS)
     return folder
+
+
+def outputs_of(folder, questions, output, **more):
+    model = str(folder / "policy")
+    return generate_outputs(model, Candidate(model, **more), questions, output, SHORT)
 
 
 def test_the_benchmark_runs_end_to_end_and_does_no_step_twice(folder, tmp_path, capsys):
@@ -57,22 +67,22 @@ def test_the_benchmark_runs_end_to_end_and_does_no_step_twice(folder, tmp_path, 
 
 
 def test_a_job_that_was_cut_off_goes_on_and_gives_the_same(folder, tmp_path):
-    whole = generate_outputs(str(folder / "policy"), QUESTIONS, tmp_path / "whole.json", SHORT)
+    whole = outputs_of(folder, QUESTIONS, tmp_path / "whole.json")
     assert [row["instruction"] for row in whole] == [row["instruction"] for row in QUESTIONS]
     assert read_rows(tmp_path / "whole.json") == whole and not (tmp_path / "whole.json.part.jsonl").exists()
     settings = {"model": str(folder / "policy"), "generator": "policy", "system": None, "seed": 0, "prompts": 8,
                 "temperature": 0.7, "max_new_tokens": 12, "top_p": 1.0, "stop_ids": []}  # fmt: skip
-    lines = [settings, *({"n": n, "output": whole[n]["output"]} for n in (5, 2))]
+    lines = [settings, *({"key": str(n), "output": whole[n]["output"]} for n in (5, 2))]
     part = tmp_path / "torn.json.part.jsonl"
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"n": 3, "outp')
-    assert generate_outputs(str(folder / "policy"), QUESTIONS, tmp_path / "torn.json", SHORT) == whole
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"key": "3", "outp')
+    assert outputs_of(folder, QUESTIONS, tmp_path / "torn.json") == whole
     part.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DataError, match="was begun with 'seed' 0, now it is 1"):
-        generate_outputs(str(folder / "policy"), QUESTIONS, tmp_path / "torn.json", SHORT, seed=1)
+        outputs_of(folder, QUESTIONS, tmp_path / "torn.json", seed=1)
 
 
 def test_the_official_configuration_names_model_sampling_and_the_package(folder, tmp_path):
-    generate_outputs(str(folder / "policy"), QUESTIONS[:1], tmp_path / "o.json", SHORT, generator="mine")
+    outputs_of(folder, QUESTIONS[:1], tmp_path / "o.json", generator="mine")
     text = (tmp_path / "configs.yaml").read_text()
     entry = yaml.safe_load(text)["mine"]
     assert entry["completions_kwargs"] == {
@@ -87,3 +97,76 @@ def test_an_unknown_preset_is_one_line(folder, tmp_path, capsys):
              str(folder / "baseline.json"), "--output", str(tmp_path / "o.json")]  # fmt: skip
     assert main(words) == 2
     assert "'llama9' is none of llama3-instruct" in capsys.readouterr().err
+
+
+def test_mt_bench_answers_two_turns_and_the_second_sees_the_first(folder, tmp_path, capsys):
+    questions = [{"question_id": n, "category": kind, "turns": [f"Say {n}.", "Again."]}
+                 for n, kind in ((81, "writing"), (111, "math"))]  # fmt: skip
+    write_rows(tmp_path / "question.jsonl", questions)
+    words = ["eval", "mt-bench", "generate", str(folder / "policy"), "--questions", str(tmp_path / "question.jsonl"),
+             "--output", str(tmp_path / "answers.jsonl"), "--max-new-tokens", "8"]  # fmt: skip
+    assert main(words) == 0
+    rows = read_rows(tmp_path / "answers.jsonl")
+    assert [(row["question_id"], row["model_id"], len(row["choices"][0]["turns"])) for row in rows] == [
+        (81, "policy", 2), (111, "policy", 2),
+    ]  # fmt: skip
+    first, second = rows[1]["choices"][0]["turns"]  # math is greedy
+    candidate = Candidate(str(folder / "policy"))
+    talk = [Message("user", "Say 111."), Message("assistant", first), Message("user", "Again.")]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+    ids = candidate.prompt_ids([talk])[0]
+    written = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=8,
+        do_sample=False, eos_token_id=list(ending_ids(model, candidate.chat)), pad_token_id=0,
+    )[0, len(ids):]  # fmt: skip
+    assert candidate.chat.tokenizer.decode(written, skip_special_tokens=True).strip() == second
+    with pytest.raises(DataError, match="question 1: expected two turns"):
+        answer_mt_bench(candidate, [{"question_id": 1, "category": "math", "turns": ["a"]}], tmp_path / "x.jsonl")
+
+
+def test_arena_hard_answers_have_the_official_form(folder, tmp_path):
+    questions = [{"uid": uid, "prompt": f"Tell {uid}."} for uid in "ab"]
+    candidate = Candidate(str(folder / "policy"), "mine")
+    rows = answer_arena_hard(candidate, questions, tmp_path / "mine.jsonl", changed_preset(PRESETS["greedy"], 6))
+    assert read_rows(tmp_path / "mine.jsonl") == rows
+    assert [(row["uid"], row["model"], row["messages"][0]["content"]) for row in rows] == [
+        ("a", "mine", "Tell a."), ("b", "mine", "Tell b."),
+    ]  # fmt: skip
+    assert all(isinstance(row["messages"][1]["content"]["answer"], str) for row in rows)
+    with pytest.raises(DataError, match="uid 'a' is there twice"):
+        answer_arena_hard(candidate, [questions[0], questions[0]], tmp_path / "x.jsonl")
+
+
+def test_mt_bench_and_arena_hard_run_end_to_end_on_an_endpoint(folder, tmp_path, capsys):
+    """The server repeats what it is asked, so the judge's prompt decides the verdict."""
+    write_rows(tmp_path / "mt.jsonl", [{"question_id": 81, "category": "writing", "turns": ["Say.", "Again."]}])
+    write_rows(tmp_path / "prompts.jsonl", [
+        {"name": f"single-v1{turn}", "system_prompt": "Judge.", "prompt_template": text}
+        for turn, text in (("", "[[4]] {answer}"), ("-multi-turn", "[[7]] {answer_2}"))
+    ])  # fmt: skip
+    questions = [{"uid": uid, "prompt": f"Tell {uid}."} for uid in "ab"]
+    write_rows(tmp_path / "arena.jsonl", questions)
+    answer_arena_hard(Candidate(str(folder / "policy"), "base"), questions, tmp_path / "base.jsonl", SHORT)
+    (tmp_path / "judge.yaml").write_text(
+        "system_prompt: x\nprompt_template: '[[B>A]] {QUESTION} {ANSWER_A} {ANSWER_B}'"
+    )
+    common = [str(folder / "policy"), "--max-new-tokens", "6", "--json", "--judge", "j", "--endpoint"]
+    script = Script()
+    with serving(script) as url:
+        mt = ["eval", "mt-bench", "run", *common, url, "--questions", str(tmp_path / "mt.jsonl"), "--references",
+              str(tmp_path / "reference.jsonl"), "--prompts", str(tmp_path / "prompts.jsonl"), "--folder",
+              str(tmp_path / "mt")]  # fmt: skip
+        write_rows(tmp_path / "reference.jsonl", [{"question_id": 1, "choices": [{"turns": ["a", "b"]}]}])
+        assert main(mt) == 0
+        said = capsys.readouterr().out
+        assert json.loads(said[said.index("{") :])["by_turn"] == {"1": 4.0, "2": 7.0}
+        arena = ["eval", "arena-hard", "run", *common, url, "--questions", str(tmp_path / "arena.jsonl"), "--baseline",
+                 str(tmp_path / "base.jsonl"), "--prompts", str(tmp_path / "judge.yaml"), "--folder",
+                 str(tmp_path / "arena"), "--version", "v2.0"]  # fmt: skip
+        assert main(arena) == 0
+        said = capsys.readouterr().out
+        found = json.loads(said[said.index("{") :])
+        assert (found["model"], found["questions"], found["battles"]) == ("policy", 2, 4)
+        asked = len(script.asked)
+        assert main(mt) == 0 and main(arena) == 0
+        assert len(script.asked) == asked == 2 + 4

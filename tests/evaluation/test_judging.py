@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from preftune.endpoint import Budget, BudgetSpentError, Endpoint, EndpointError, Prices, ReplyCache
+from preftune.endpoint import Budget, BudgetSpentError, ChatReply, Choice, Endpoint, EndpointError, Prices, ReplyCache
 from preftune.errors import DataError
 from preftune.evaluation.alpaca_eval import is_switched, win_rate
 from preftune.evaluation.alpaca_judge import annotate, build_requests, load_template, pair_up, render
+from preftune.evaluation.arena_hard import score as score_arena
+from preftune.evaluation.arena_judge import GO_ON, load_judge_prompt
+from preftune.evaluation.arena_judge import judge as judge_arena
 from preftune.evaluation.mt_judge import build_judgings, rate
 from tests.endpoint.server import Script, serving
 
@@ -94,8 +97,6 @@ def test_a_judge_with_log_probs_gives_weighted_preferences_for_the_model(templat
         model, cache = "gpt-4-1106-preview", None
 
         def ask(self, requests):
-            from preftune.endpoint import ChatReply, Choice
-
             for request in requests:
                 first = request.messages[1]["content"].split('m: """')[1].startswith("mine")
                 top = [
@@ -150,3 +151,84 @@ def test_mt_bench_ratings_are_read_and_a_missing_reference_is_named():
     assert rows[0]["judge"] == ["judge", "single-math-v1"]
     assert rows[0]["user_prompt"] == "{2} 1+1 {2} [[3]]"
     json.dumps(rows)
+
+
+class Judge:
+    """Says `texts` in turn for each game, whoever asks; `asked` are the requests."""
+
+    model, cache = "judge", None
+
+    def __init__(self, say):
+        self.say, self.asked = say, []
+
+    def ask(self, requests):
+        for request in requests:
+            self.asked.append(request)
+            yield request, ChatReply((Choice(self.say(request), "stop"),), 1, 1)
+
+
+def arena_answers(model, **answers):
+    return [
+        {"uid": uid, "model": model, "messages": [{"role": "user", "content": f"q {uid}"},
+                                                  {"role": "assistant", "content": {"answer": text}}]}
+        for uid, text in answers.items()
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def arena_prompt(tmp_path):
+    (tmp_path / "judge.yaml").write_text(
+        'system_prompt: "Judge."\nprompt_template: ["Q {question_1} A {answer_1} B {answer_2}"]\n'
+    )
+    return load_judge_prompt(tmp_path / "judge.yaml")
+
+
+def test_arena_hard_plays_two_games_in_both_orders(arena_prompt):
+    mine, base = arena_answers("m", u="mine {answer_2}", v="other"), arena_answers("b", u="base", v="base")
+    judge = Judge(lambda request: "[[B>>A]]" if "B mine" in request.messages[1]["content"] else "[[A=B]]")
+    rows = judge_arena(judge, mine, base, arena_prompt)
+    assert [request.messages[1]["content"] for request in judge.asked[:2]] == [
+        "Q q u A base B mine {answer_2}", "Q q u A mine {answer_2} B base",
+    ]  # fmt: skip
+    assert judge.asked[0].body("x")["temperature"] == 0 and judge.asked[0].body("x")["max_tokens"] == 4096
+    assert [[game["score"] for game in row["games"]] for row in rows] == [["B>>A", "A=B"], ["A=B", "A=B"]]
+    assert score_arena(rows)["m"].score == pytest.approx(100 * (3 + 1.5) / 6)
+
+
+def test_a_v01_judge_without_a_label_is_asked_once_to_go_on(arena_prompt):
+    mine, base = arena_answers("m", u="mine"), arena_answers("b", u="base")
+
+    def say(request):
+        if len(request.messages) == 4:
+            return "so [[A>B]]"
+        return "hm" if "B mine" in request.messages[1]["content"] else "[[A>B]] [[B>A]]"
+
+    judge = Judge(say)
+    first, second = judge_arena(judge, mine, base, arena_prompt)[0]["games"]
+    assert (first["score"], first["judgment"]) == ("A>B", "hm\nso [[A>B]]")
+    assert second["score"] is None and len(judge.asked) == 3
+    assert judge.asked[2].messages[2:] == ({"role": "assistant", "content": "hm"},
+                                           {"role": "user", "content": GO_ON})  # fmt: skip
+    again = Judge(say)
+    games = judge_arena(again, mine, base, arena_prompt, "v2.0")[0]["games"]
+    assert [game["score"] for game in games] == [None, "B>A"] and len(again.asked) == 2
+
+
+def test_arena_hard_answers_that_do_not_fit_are_one_line(arena_prompt, tmp_path):
+    with pytest.raises(DataError, match="1 of 2 questions of the baseline have none, the first is v"):
+        judge_arena(Judge(str), arena_answers("m", u="x"), arena_answers("b", u="x", v="y"), arena_prompt)
+    with pytest.raises(DataError, match="row 2: expected one answer to each uid"):
+        judge_arena(Judge(str), arena_answers("m", u="x") * 2, arena_answers("b", u="x"), arena_prompt)
+    (tmp_path / "bad.yaml").write_text("system_prompt: x\nprompt_template: '{question_1}'\n")
+    with pytest.raises(DataError, match="expected 'system_prompt'"):
+        load_judge_prompt(tmp_path / "bad.yaml")
+
+
+def test_real_arena_hard_answers_are_put_into_requests(arena_prompt, real_rows):
+    mine = real_rows("arena_hard/v0.1_answers/gpt-3.5-turbo-0125.jsonl.gz")
+    base = real_rows("arena_hard/v0.1_answers/gpt-4-0314.jsonl.gz")
+    judge = Judge(lambda request: "[[A>B]]")
+    rows = judge_arena(judge, mine, base, arena_prompt)
+    assert (len(rows), len(judge.asked)) == (500, 1000)
+    assert {(row["model"], row["baseline"]) for row in rows} == {("gpt-3.5-turbo-0125", "gpt-4-0314")}
+    assert score_arena(rows)["gpt-3.5-turbo-0125"].score == 50

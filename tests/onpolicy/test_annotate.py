@@ -285,6 +285,25 @@ def slow(prompts, responses):
 """
 
 
+def test_a_job_that_broke_in_the_middle_asks_only_for_the_rest(rows, tmp_path):
+    class Breaking(Counting):
+        def score(self, examples):
+            if self.asked:
+                raise ModelError("out of luck")
+            return super().score(examples)
+
+    with pytest.raises(ModelError):
+        annotate_file(rows, Breaking(), tmp_path / "out.jsonl", chunk=1)
+    with (journal_folder(tmp_path / "out.jsonl") / "rank-0-of-1.jsonl").open("ab") as torn:
+        torn.write(b'{"prompt": "riv')
+    rest = Counting()
+    annotate_file(rows, rest, tmp_path / "out.jsonl", chunk=1)
+    annotate_file(rows, Counting(), tmp_path / "whole.jsonl", chunk=1)
+    assert rest.asked == ["river?", "sea?"]
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_its_file_is_the_same(tmp_path):
     (tmp_path / "slow_rules.py").write_text(SLOW)
     file = write(tmp_path / "in.jsonl", [{"prompt": f"q{n}", "responses": ["a" * n, "b"]} for n in range(1, 21)])

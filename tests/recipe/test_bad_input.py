@@ -108,6 +108,9 @@ CONTRADICTORY = {
     "objective: sft\nsimpo_gamma: 0.5": "'simpo_gamma' is a key of simpo, alphapo, but 'objective' is sft.",
     "objective: sft\nsft_weight: 1": "'sft_weight' 1 adds to 'objective' sft what it already is. Leave sft_weight out.",
     "eval_strategy: steps": "'eval_strategy' steps needs data. Set eval_dataset, or leave eval_strategy out.",
+    "watch: false\non_collapse: stop": "'on_collapse' 'stop' has no effect: watch is false. Leave it out.",
+    "objective: reward\nwatch_prompts: 3": "'watch_prompts' 3 has no effect: reward trains a value head",
+    "watch_steps: 0": "'watch_steps' must be at least 1, found 0.",
     "load_best_model_at_end: true": "'load_best_model_at_end' needs an evaluation to compare by. Set eval_dataset.",
     "load_best_model_at_end: true\neval_dataset: h": "Set save_strategy: epoch.",
     "total_batch_size: 32\nper_device_train_batch_size: 5": (

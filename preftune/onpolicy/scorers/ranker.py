@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from preftune.errors import ModelError, RecipeError
+from preftune.model.place import find_model
 from preftune.onpolicy.local import weights_mark
 from preftune.onpolicy.scorers.base import Score, conversation
 from preftune.onpolicy.scorers.games import all_games, scores_of
@@ -46,7 +47,7 @@ class RankerScorer:
         self.limit = min(limits, default=None)
 
     def settings(self) -> dict[str, Any]:
-        marks = {"ranker": self.name, "weights": weights_mark(self.name)}
+        marks = {"ranker": self.name, "weights": weights_mark(find_model(self.name))}
         return {**marks, "template": self.template, "max_length": self.max_length}
 
     @torch.inference_mode()

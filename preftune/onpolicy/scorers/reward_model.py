@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.model.place import find_model
 from preftune.onpolicy.local import weights_mark
 from preftune.onpolicy.scorers.base import Score, to_score
 from preftune.serve.reward import BATCH_TOKENS, open_reward_model, score_examples
@@ -23,7 +24,11 @@ class RewardModelScorer:
         self.reward = open_reward_model(name)
 
     def settings(self) -> dict[str, Any]:
-        return {"reward_model": self.name, "weights": weights_mark(self.name), "max_length": self.max_length}
+        return {
+            "reward_model": self.name,
+            "weights": weights_mark(find_model(self.name)),
+            "max_length": self.max_length,
+        }
 
     def score(self, examples: Sequence[Example]) -> list[list[Score]]:
         found = score_examples(self.reward, examples, batch_tokens=self.batch_tokens, max_length=self.max_length)

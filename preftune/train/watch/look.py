@@ -35,12 +35,12 @@ def first_look(trainer: Any, rows: Sequence[WatchedRow], seed: int) -> list[Answ
     Raises:
         LookFailed: with the cause.
     """
-    own = _own(trainer, rows)
 
     def found() -> list[Answered]:
         with _own_generator(trainer.model, seed), trainer.accelerator.autocast():
-            drawn = [answer.ids for answer in _answers(trainer, own, temperature=1.0)]
-        return _looked(trainer, own, drawn)
+            # by every process, so that what is drawn does not depend on their number
+            drawn = [answer.ids for answer in _answers(trainer, rows, temperature=1.0)]
+        return _looked(trainer, _own(trainer, rows), _own(trainer, drawn))
 
     return _of_all_ranks(found, trainer.args.world_size)
 
