@@ -22,7 +22,7 @@ ALLOWED = {
     "data": BASE,
     "model": BASE | {"objectives", "data"},
     "recipe": BASE | {"objectives", "data", "model"},
-    "train": MIDDLE,
+    "train": MIDDLE | {"endpoint"},
     "endpoint": BASE,  # a client for OpenAI-compatible endpoints
     "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
     "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},

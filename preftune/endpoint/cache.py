@@ -60,13 +60,22 @@ class ReplyCache:
             "utf-8", "surrogatepass"
         )
         with self._lock:
-            self._replies[digest] = found
-            try:
-                whole = os.write(self._file, line) == len(line)
-            except OSError:
-                whole = False
+            whole = self._append(line)
+            if whole:
+                self._replies[digest] = found
         if not whole:
             raise DataError(f"{self.path}: a reply cannot be written. Make room on the disk, and start again to go on.")
+
+    def _append(self, line: bytes) -> bool:
+        """Whether there was room for it; if not, no part of it stays."""
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) == len(line):
+                return True
+        except OSError:
+            pass
+        os.ftruncate(self._file, size)
+        return False
 
     def close(self) -> None:
         os.close(self._file)

@@ -119,12 +119,14 @@ class Endpoint:
     def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
         """Every request with its reply or failure, in the order in which they are done.
 
-        Requests are drawn as there is room for them, so they may come from a generator of any length.
+        Requests are drawn as there is room for them, so they may come from a generator of any length. With a cache,
+        those that ask the same as one under way wait for its outcome.
 
         Raises:
-            EndpointError: no server is left to ask. Replies that came before have been given.
+            EndpointError: no server is left to ask, or the key can be none. Replies that came before have been given.
             BudgetSpentError: the same of a budget that is used up.
         """
+        self._headers()  # a key that can be none stops before anything is sent
         call = _Call(self)
         try:
             yield from call.run(iter(requests))
@@ -142,12 +144,12 @@ class Endpoint:
 
     def send(self, client: httpx.Client, server: Server, request: ChatRequest) -> ChatReply:
         """One try."""
-        headers = {"Authorization": f"Bearer {os.environ[self.key_from]}"} if os.environ.get(self.key_from) else {}
         ends = time.monotonic() + self.timeout
         sent = False
         try:
-            body = request.body(self.model)
-            with client.stream("POST", server.url + request.path, json=body, headers=headers) as response:
+            # escaped to ASCII: half a surrogate pair, which a text may hold, has no bytes in UTF-8
+            body = json.dumps(request.body(self.model)).encode("ascii")
+            with client.stream("POST", server.url + request.path, content=body, headers=self._headers()) as response:
                 sent = True
                 data = _read(response, ends)
                 status, rest = response.status_code, _retry_after(response.headers.get("retry-after"))
@@ -165,6 +167,15 @@ class Endpoint:
         if status in PASSING or status >= 500:
             raise _TryAgainError(reason, rest, status not in BUSY)
         raise _RefusedError(reason)
+
+    def _headers(self) -> dict[str, str]:
+        """With the key. Files that keys are read from end in a newline, which is no part of them."""
+        key = os.environ.get(self.key_from, "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise EndpointError(
+                f"The environment variable {self.key_from} holds a character that no key has. Set it to the key alone."
+            )
+        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
     def _parsed(self, data: bytes, request: ChatRequest) -> ChatReply:
         try:
@@ -185,6 +196,7 @@ class _Call:
         self.asked: queue.Queue[ChatRequest] = queue.Queue()
         self.done: queue.Queue[tuple[ChatRequest, Outcome | BaseException]] = queue.Queue()
         self.threads = 0
+        self.same: dict[str, list[ChatRequest]] = {}  # by digest, those that wait for the one under way
 
     def run(self, requests: Iterator[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
         under_way, trouble = 0, None
@@ -197,6 +209,8 @@ class _Call:
                 kept = None if cache is None else cache.get(request, self.endpoint.model)
                 if kept is not None:
                     yield request, kept
+                    continue
+                if cache is not None and not self._first_of_its_kind(request):
                     continue
                 self._start_one(under_way)
                 self.asked.put(request)
@@ -211,6 +225,17 @@ class _Call:
                 trouble = trouble or outcome
             else:
                 yield request, outcome
+                for other in self.same.pop(request.digest(self.endpoint.model), []):
+                    yield other, outcome
+
+    def _first_of_its_kind(self, request: ChatRequest) -> bool:
+        """False where the same is under way; the request is then answered with that one."""
+        digest = request.digest(self.endpoint.model)
+        if digest in self.same:
+            self.same[digest].append(request)
+            return False
+        self.same[digest] = []
+        return True
 
     def _start_one(self, under_way: int) -> None:
         """Another thread where all there are have work. Daemons: a stop does not wait for a silent server."""

@@ -15,7 +15,7 @@ sampled. Goes out: rewards and advantages of that shape, and losses for each tok
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -40,6 +40,11 @@ class PPO(Method):
         reward_model_revision: of a hub name.
         reward_function: instead, `module:function` of (prompts, responses) -> a number for each response; the value
             model starts from the model that is trained, with a new head.
+        reward_endpoint: instead, the address of an OpenAI-compatible server, or several with commas between; the value
+            model starts the same way.
+        reward_judge: the name there of the model that rates responses from 1 to 10.
+        reward_template: a text file with {prompt} and {response}, in place of the question that the judge is asked.
+        reward_key_from: the environment variable with the key of the endpoint.
         response_length: tokens that are sampled at most.
         temperature: > 0, of sampling; the log-probs are those of the distribution that is sampled from.
         stop_token: the text of the token that ends a response; eos: the chat template's end of turn, and what the model
@@ -72,6 +77,10 @@ class PPO(Method):
     reward_model_name_or_path: str | None = None
     reward_model_revision: str = "main"
     reward_function: str | None = None
+    reward_endpoint: str | None = field(default=None, repr=False)  # no part of what a resumed run must have the same
+    reward_judge: str | None = None
+    reward_template: str | None = None
+    reward_key_from: str = field(default="OPENAI_API_KEY", repr=False)
     response_length: int = 512
     temperature: float = 0.7
     stop_token: str = "eos"

@@ -102,6 +102,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("reward_model_type", "the reward model, by a name of the catalogue", only=_PPO),
         Flag("reward_model_revision", "of a hub name", key="reward_model_revision", only=_PPO),
         Flag("reward_function", "instead: module:function of (prompts, responses)", key="reward_function", only=_PPO),
+        Flag("reward_endpoint", "instead: address of a judge, up to /v1", key="reward_endpoint", only=_PPO),
+        Flag("reward_judge", "the judge's model there", key="reward_judge", only=_PPO),
+        Flag("reward_template", "file with the question to the judge", key="reward_template", only=_PPO),
+        Flag(
+            "reward_key_from",
+            "the environment variable with the key of the endpoint",
+            key="reward_key_from",
+            default="OPENAI_API_KEY",
+            only=_PPO,
+        ),
         Flag(
             "local_rollout_forward_batch_size",
             "sequences of a pass without gradient, in each process",

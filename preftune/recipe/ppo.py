@@ -5,8 +5,9 @@ It samples its responses, so keys about given responses would do nothing, and sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preftune.errors import RecipeError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _OF_RESPONSES = ("ranked_pairs", "cut_response_end", "sft_normalization", "value_head_format")
 _ONCE = ("precompute_reference", "tokens_cache", "dataset_num_proc", "streaming")
 _OTHER_LOOP = ("optimizer_state", "rescue_minutes", "on_nonfinite")
+_REWARDS = ("reward_function", "reward_endpoint", "reward_model_name_or_path")
 _SHARDED = ("deepspeed", "fsdp")
 
 
@@ -52,21 +54,34 @@ def check_ppo(recipe: Recipe) -> None:
 
 
 def _check_reward(recipe: Recipe) -> None:
-    model, function = (recipe.objective_args[key] for key in ("reward_model_name_or_path", "reward_function"))
-    if model and function:
+    own = recipe.objective_args
+    model, function = own["reward_model_name_or_path"], own["reward_function"]
+    named = [key for key in _REWARDS if own[key]]
+    if len(named) > 1:
         raise RecipeError(
-            f"'reward_function' {function} and 'reward_model_name_or_path' {model} both say what a response is worth. "
+            f"'{named[0]}' {own[named[0]]} and '{named[1]}' {own[named[1]]} both say what a response is worth. "
             "Keep one of them."
         )
-    if not model and not function:
+    if not named:
         raise RecipeError(
             "'reward_model_name_or_path' is missing: ppo needs a reward. Name a reward model (objective: reward trains "
-            "one), or a Python function: reward_function: my_module:my_function."
+            "one), a Python function (reward_function: my_module:my_function), or a judge (reward_endpoint)."
         )
+    _check_judge(own)
     if function and not all(part for part in function.partition(":")):
         raise RecipeError(f"'reward_function' must be module:function, found {function!r}.")
-    if function and recipe.objective_args["reward_model_revision"] != "main":
+    if not model and own["reward_model_revision"] != "main":
         raise RecipeError("'reward_model_revision' has no effect: reward_model_name_or_path is not set. Leave it out.")
+
+
+def _check_judge(own: Mapping[str, Any]) -> None:
+    """An endpoint has a judge, and nothing is said of a judge without one."""
+    endpoint = own["reward_endpoint"]
+    if endpoint and not own["reward_judge"]:
+        raise RecipeError(f"'reward_judge' is missing: say which model at {endpoint} rates the responses.")
+    for key, default in (("reward_judge", None), ("reward_template", None), ("reward_key_from", "OPENAI_API_KEY")):
+        if not endpoint and own[key] != default:
+            raise RecipeError(f"'{key}' {own[key]} has no effect: reward_endpoint is not set. Leave it out.")
 
 
 def _check_room(recipe: Recipe) -> None:

@@ -11,9 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Script:
-    """`steps` name what happens to the first requests, `then` to all others; `asked` are the bodies that came."""
+    """`steps` name what happens to the first requests, `then` to all others; `asked` are the bodies that came.
 
-    def __init__(self, *steps, then="answer", delay=0.0, usage=True):
+    `says` makes the text of an answer from the body of its request.
+    """
+
+    def __init__(self, *steps, then="answer", delay=0.0, usage=True, says=None):
+        self.says = says or answer_to
         self.steps, self.then, self.delay, self.usage = list(steps), then, delay, usage
         self.asked, self.times, self.headers = [], [], []
         self.lock = threading.Lock()
@@ -67,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
                 script.under_way -= 1
 
     def do_answer(self, body, script):
-        text, chat = answer_to(body), "messages" in body
+        text, chat = script.says(body), "messages" in body
         choice = {"finish_reason": "stop", **({"message": {"content": text}} if chat else {"text": text})}
         choices = [{"index": n, **choice} for n in reversed(range(body.get("n", 1)))]
         usage = {"usage": {"prompt_tokens": 10, "completion_tokens": 5}} if script.usage else {}

@@ -16,6 +16,7 @@ from preftune.endpoint import (
     BudgetSpentError,
     ChatReply,
     ChatRequest,
+    Choice,
     Endpoint,
     EndpointError,
     Failure,
@@ -115,6 +116,30 @@ def test_a_key_that_is_refused_stops_with_one_line(monkeypatch):
     assert script.headers[0]["Authorization"] == "Bearer secret-7"
 
 
+def test_the_newline_behind_a_key_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret-7\n")
+    script = Script()
+    with serving(script) as url:
+        (reply,) = endpoint(url, key_from="MY_KEY").ask_in_order([ask("a")])
+    assert reply.text == "re: question a" and script.headers[0]["Authorization"] == "Bearer secret-7"
+
+
+@pytest.mark.parametrize("key", ["sécret-7", "secret\n7"])
+def test_a_key_that_can_be_none_is_refused_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    script = Script()
+    with serving(script) as url, pytest.raises(EndpointError, match="MY_KEY holds a character") as error:
+        endpoint(url, key_from="MY_KEY").ask_in_order([ask("a")])
+    assert "cret" not in str(error.value) and not script.asked
+
+
+def test_half_a_surrogate_pair_is_sent_as_it_stands():
+    script = Script()
+    with serving(script) as url:
+        (reply,) = endpoint(url).ask_in_order([ChatRequest("a", messages=[{"role": "user", "content": "x\ud800"}])])
+    assert isinstance(reply, ChatReply) and script.asked[0]["messages"][0]["content"] == "x\ud800"
+
+
 def test_nobody_listens():
     (found,) = endpoint("http://127.0.0.1:9/v1", tries=2).ask_in_order([ask("a")])
     assert isinstance(found, Failure) and "connection failed" in found.reason
@@ -144,6 +169,31 @@ def test_what_is_in_the_cache_is_not_asked_again(tmp_path):
     assert len(script.asked) == 2
     assert ReplyCache(tmp_path / "replies.jsonl").get(ask("a", variant=1), "m") is None
     assert ReplyCache(tmp_path / "replies.jsonl").get(ask("a"), "other") is None
+
+
+@pytest.mark.parametrize("then", ["answer", "refuse"])
+def test_the_same_question_at_the_same_time_is_asked_once(tmp_path, then):
+    """Each of them has its outcome."""
+    script = Script(then=then, delay=0.05)
+    with serving(script) as url:
+        same = [ChatRequest(str(n), messages=[{"role": "user", "content": "one"}]) for n in range(6)]
+        asking = endpoint(url, cache=ReplyCache(tmp_path / "replies.jsonl"), concurrency=4)
+        found = asking.ask_in_order([*same, ask("a")])
+    assert len(script.asked) == 2 and None not in found and len(set(found[:6])) == 1
+    assert isinstance(found[0], ChatReply if then == "answer" else Failure)
+
+
+def test_a_reply_that_finds_no_room_leaves_no_part_in_the_cache(tmp_path, monkeypatch):
+    cache, reply = ReplyCache(tmp_path / "replies.jsonl"), ChatReply((Choice("yes", "stop"),), 1, 1)
+    cache.put(ask("a"), "m", reply)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:9]))
+    with pytest.raises(DataError, match="Make room on the disk"):
+        cache.put(ask("b"), "m", reply)
+    monkeypatch.undo()
+    cache.put(ask("c"), "m", reply)
+    again = ReplyCache(tmp_path / "replies.jsonl")
+    assert [again.get(ask(key), "m") for key in "abc"] == [reply, None, reply]
 
 
 def test_a_torn_last_line_of_the_cache_is_asked_again(tmp_path):

@@ -95,6 +95,7 @@ CHANGES = {
     "hub_strategy": ("end", {}, "hub_strategy", "end"),
 }
 PPO = {"rlhf_type": "ppo", "reward_model": "r"}
+JUDGED = {"rlhf_type": "ppo", "reward_endpoint": "http://a/v1", "reward_judge": "m"}
 CHANGES |= {
     "gamma": ("0.9", PPO, "gamma", 0.9),
     "reward_model_id_or_path": ("other", PPO, "reward_model_name_or_path", "other"),
@@ -105,6 +106,10 @@ CHANGES |= {
         "Qwen/Qwen2-7B",
     ),
     "reward_model_revision": ("v2", PPO, "reward_model_revision", "v2"),
+    "reward_endpoint": ("http://b/v1", JUDGED, "reward_endpoint", "http://b/v1"),
+    "reward_judge": ("n", JUDGED, "reward_judge", "n"),
+    "reward_template": ("t.txt", JUDGED, "reward_template", "t.txt"),
+    "reward_key_from": ("MY_KEY", JUDGED, "reward_key_from", "MY_KEY"),
     "reward_function": ("a:b", {"rlhf_type": "ppo", "reward_function": "z:z"}, "reward_function", "a:b"),
     "local_rollout_forward_batch_size": ("8", PPO, "local_rollout_forward_batch_size", 8),
     "whiten_rewards": ("true", PPO, "whiten_rewards", True),

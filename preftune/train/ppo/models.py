@@ -21,6 +21,7 @@ from preftune.objectives.ppo import PPO
 from preftune.recipe import Recipe
 from preftune.train.arguments import PreferenceArguments
 from preftune.train.models import load_reference_model, load_trained_model, lora_settings
+from preftune.train.ppo.judged import load_judge
 from preftune.train.ppo.rewards import ModelReward, Reward, check_vocabulary, load_function
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ class Models:
 def load_models(
     recipe: Recipe, ppo: PPO, tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[int], args: PreferenceArguments
 ) -> Models:
-    """Load all of them; the value model starts from the reward model, or with a reward function from the policy's.
+    """Load all of them; the value model starts from the reward model, or without a reward model from the policy's.
 
     Raises:
         PreftuneError: one cannot be loaded, the reward model has no head, or reads other tokens.
     """
-    function = load_function(ppo.reward_function) if ppo.reward_function else None
-    if function is None:
+    reward = _reward_without_model(recipe, ppo)
+    if reward is None:
         _check_tokens(recipe, ppo, tokenizer)
     policy = load_trained_model(recipe, tokenizer, new_tokens)
     value = _load_value_model(recipe, ppo, tokenizer, new_tokens)
@@ -54,12 +55,17 @@ def load_models(
     with torch.autocast(args.device.type, low, enabled=args.bf16 or args.fp16):  # preflights run as training runs
         to_policy(_placed(policy, args), recipe.road)
         to_scorer(_placed(value, args), recipe.road)
-        reward: Reward | None = function
         if reward is None:
             scorer = to_scorer(_placed(_load_scorer(recipe, ppo), args), recipe.road)
             reward = ModelReward(scorer.requires_grad_(False).eval(), ppo.local_rollout_forward_batch_size)
         frozen = None if named is None else FrozenModel(to_policy(_placed(named, args), recipe.road))
     return Models(policy, value, frozen or own_reference(policy), reward)
+
+
+def _reward_without_model(recipe: Recipe, ppo: PPO) -> Reward | None:
+    if ppo.reward_function:
+        return load_function(ppo.reward_function)
+    return load_judge(ppo, recipe.output_dir) if ppo.reward_endpoint else None
 
 
 def _placed(model: Any, args: PreferenceArguments) -> Any:
@@ -87,7 +93,7 @@ def _load_value_model(
     if ppo.reward_model_name_or_path:
         value = _load_scorer(recipe, ppo)
     else:
-        logger.info("Value model: '%s' with a new head, as the reward is a function.", recipe.model_name_or_path)
+        logger.info("Value model: '%s' with a new head, as no reward model is named.", recipe.model_name_or_path)
         value = load_reward_model(
             recipe.model_name_or_path,
             torch_dtype="float32" if recipe.torch_dtype == "float16" else recipe.torch_dtype,
