@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-_EPILOG = """example:
+_EPILOG = """examples:
+  preftune onpolicy onpolicy.yaml
   preftune onpolicy onpolicy.yaml rounds=2 train.learning_rate=3e-7
 
 The recipe:

@@ -103,7 +103,7 @@ class Counts:
             "rows_read": self.rows,
             "passes": self.passes,
             "bad_rows": self.skipped.to_dict(),
-            "dropped": dict(self.dropped),
+            "dropped": {reason: {"rows": count} for reason, count in self.dropped.items()},
         }
 
 

@@ -220,7 +220,7 @@ def test_other_objectives_and_evaluation_run_on_a_stream(work, values):
 def test_questions_of_a_benchmark_are_left_out_of_a_stream(work):
     Path("asked.txt").write_text("What is 3 plus 4?\n")
     summary = train(None, **{**work, "decontaminate": "asked.txt", "max_steps": 5})
-    assert sum(summary["data"]["dropped"].values()) >= 1
+    assert sum(left["rows"] for left in summary["data"]["dropped"].values()) >= 1
 
 
 def test_a_stream_longer_than_learned_positions_is_refused(work, tmp_path):
