@@ -113,7 +113,7 @@ def test_what_an_engine_refuses_is_said(capsys):
     ],
 )
 def test_bad_input_is_one_line(capsys, monkeypatch, words, said):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, out, err = run(capsys, *words)
     assert code == 2 and not out
     assert said in err and len(err.strip().splitlines()) == 1

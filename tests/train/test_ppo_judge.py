@@ -80,7 +80,7 @@ def test_a_wrong_address_or_key_is_one_line(work):  # noqa: F811
     with pytest.raises(RecipeError, match="'localhost' is no address of an endpoint"):
         train(None, **work, reward_endpoint="localhost")
     with pytest.raises(ModelError):
-        train(None, **{**work, "model_name_or_path": "none"}, reward_endpoint="http://127.0.0.1:9/v1")
+        train(None, **{**work, "model_name_or_path": "./none"}, reward_endpoint="http://127.0.0.1:9/v1")
     assert not Path("run").exists()
     with serving(Script(then="forbid")) as url, pytest.raises(EndpointError, match="MY_KEY"):
         train(None, **work, reward_endpoint=url, reward_key_from="MY_KEY")
