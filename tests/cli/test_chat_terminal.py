@@ -99,6 +99,7 @@ def test_a_session_on_a_terminal(models, tmp_path):
         assert "top_p is a number above 0 and up to 1, found '2'." in terminal.enter("/set top_p 2\n")
         terminal.enter("wxo\x1b[D\x1b[D\x7ft\n")  # wxo, two to the left, w erased, a t: txo
         terminal.enter("\x1b[A\x01a \n")  # the line before, from its start: a txo
+        time.sleep(2)  # the prompt is drawn a moment before keys are read one by one
         terminal.enter("half a line\x03")
         terminal.enter('"""\nfirst\n\nsecond\n"""\n')
         assert "Saved in all.json." in terminal.enter("/save all.json\n")

@@ -64,7 +64,8 @@ def test_the_second_signal_ends_it_at_once(work, fault, expected):
     output = f"twice{expected}"
     code, said = run([*TRAIN, f"output_dir={output}"], work, fault)
     assert code == expected, said
-    assert [path.name for path in checkpoints(work / output)] == ["checkpoint-4"]
+    # on a busy machine the save that the first signal asked for may be done before the second is seen
+    assert [path.name for path in checkpoints(work / output)] in (["checkpoint-4"], ["checkpoint-5"])
     assert_resumes_to_the_same(work, output)
 
 

@@ -63,18 +63,6 @@ ENGINES: dict[str, dict[str, Any]] = {
     "fsdp2-as-users-start-it": {"fsdp": True, "fsdp_config": {"version": 2}},
     "zero2": {"deepspeed": {**ZERO, "zero_optimization": {**ZERO["zero_optimization"], "stage": 2}}},
     "zero3": {"deepspeed": {**ZERO, "zero_optimization": {"stage": 3, "reduce_bucket_size": 100_000}}},
-    "zero3-offload": {
-        "deepspeed": {
-            **ZERO,
-            "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {
-                "stage": 3,
-                "reduce_bucket_size": 100_000,
-                "offload_optimizer": {"device": "cpu"},
-                "offload_param": {"device": "cpu"},
-            },
-        }
-    },
 }
 
 

@@ -83,15 +83,6 @@ def test_a_resumed_run_is_the_same_run_to_the_last_bit(found, engine, name):
     assert all(torch.equal(went_on[key], value) for key, value in whole.items())
 
 
-@pytest.mark.parametrize("name", ["simpo", "dpo"])
-def test_weights_and_optimizer_that_wait_in_host_memory_end_where_one_process_ends(found, tmp_path, name):
-    done = start(2, tmp_path, "zero3-offload", name)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = torch.load(tmp_path / "found.pt", weights_only=True)[name]
-    assert two["losses"] == pytest.approx(found("ddp", 1)[name]["losses"], rel=TOLERANCE, abs=5 * TOLERANCE)
-    assert worst_gap(weights_of(tmp_path / name), weights_of(found("ddp", 1)[name]["folder"])) < TOLERANCE
-
-
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_sharded_weights_are_halved_over_two_ranks(found, engine):
     whole = found("ddp", 2)["simpo"]["held"][0]
