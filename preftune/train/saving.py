@@ -66,6 +66,11 @@ class SealedTrainer(HeldTrainer):
         if self.watch is not None:
             self.watch.load(checkpoint)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether `save_strategy: best` saves: at a new best, and at a healthy look that a rollback may go back to."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        return is_best or (self.watch is not None and self.watch.wants_saved == self.state.global_step)
+
     def _watch_the_clock(self, rescue_minutes: float) -> None:
         """Rescue checkpoints, and log lines that a resume does not cut. The clock is asked after other callbacks."""
         self.clock = RescueClock(rescue_minutes, self.args.device)
