@@ -38,6 +38,12 @@ class TrainingError(PreftuneError):
     exit_code = 1
 
 
+class CollapseError(TrainingError):
+    """The collapse watch ended the run."""
+
+    exit_code = 3
+
+
 class Interrupted(KeyboardInterrupt):
     """The user or the system stopped the run; the message says what was saved and how to go on."""
 

@@ -29,8 +29,10 @@ ALLOWED = {
     "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
     "serve": MIDDLE | {"train", "endpoint", "generation"},
     "export": MIDDLE | {"train"},
+    "experiments": MIDDLE,  # runs are processes of their own
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo"},
+    "cli": MIDDLE
+    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo", "experiments"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

@@ -1,8 +1,8 @@
 """`preftune VERB ...`: finds the verb and turns errors into one line and an exit code.
 
 A verb is a file in this folder with a `main(arguments) -> exit code`. It is imported when it is run, and torch only
-when it is needed, so that `--help` answers at once. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted
-(143 by SIGTERM).
+when it is needed, so that `--help` answers at once. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the model
+collapsed, 130 interrupted (143 by SIGTERM).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ VERBS: dict[str, str] = {
     "annotate": "score the answers of a file: reward model, ranker, judge, function, rule",
     "pairs": "make pairs of chosen and rejected from scored answers",
     "onpolicy": "rounds of sampling, scoring, pairing and training",
+    "sweep": "a recipe with other values of some keys, ranked",
+    "bakeoff": "the paper's baselines on your data, in one table",
     "eval": "AlpacaEval 2, Arena-Hard, MT-Bench; reward accuracy; a model before and after",
     "chat": "talk to a model",
     "infer": "answer the prompts of a file, or one prompt",

@@ -26,7 +26,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from preftune.errors import RecipeError, TrainingError
+from preftune.errors import CollapseError, RecipeError, TrainingError
 from preftune.model.sharding import is_sharded
 from preftune.objectives.base import Reads
 from preftune.train.checkpoint import ANSWERS, checkpoints, step_of
@@ -170,7 +170,7 @@ class Watch(TrainerCallback):
             control.should_save = control.should_evaluate = False
             logger.warning("Watch: the run ends here, and its model is that of step %d.", self.healthy)
             return
-        raise TrainingError(f"The model collapses at step {state.global_step}; {self._left()}. Cause: {self.cause}")
+        raise CollapseError(f"The model collapses at step {state.global_step}; {self._left()}. Cause: {self.cause}")
 
     def _left(self) -> str:
         return (
