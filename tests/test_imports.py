@@ -27,10 +27,11 @@ ALLOWED = {
     "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
     "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},
     "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
+    "report": BASE | {"train", "evaluation"},
     "serve": MIDDLE | {"train", "endpoint", "generation"},
     "export": MIDDLE | {"train"},
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo"},
+    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "export", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

@@ -123,8 +123,10 @@ def _run_alpaca(options: argparse.Namespace) -> int:
 
 
 def _in_folder(options: argparse.Namespace, *names: str) -> list[str]:
+    """The files of a run's steps; what its last step prints is kept beside them as scores.json."""
     from pathlib import Path
 
+    options.scores = Path(options.folder) / "scores.json"
     return [str(Path(options.folder) / name) for name in names]
 
 
@@ -212,7 +214,7 @@ def _run_alpaca_score(options: argparse.Namespace) -> int:
         minimal=options.minimal,
         C=options.strength,
     )
-    _print([table], options.json)
+    _print([table], options)
     if table.get("lc_doubtful"):
         log.warning(
             "The length control moved the win rate by more than 10 points and a quarter; the fit may have failed."
@@ -276,7 +278,7 @@ def _arena_score(parser: argparse.ArgumentParser) -> None:
 def _run_arena_score(options: argparse.Namespace) -> int:
     from preftune.evaluation.tables import arena_hard_table
 
-    _print(arena_hard_table(options.judgments, options.version), options.json)
+    _print(arena_hard_table(options.judgments, options.version), options)
     return 0
 
 
@@ -344,9 +346,9 @@ def _run_mt_score(options: argparse.Namespace) -> int:
     from preftune.evaluation.tables import mt_bench_pairs_table, mt_bench_table
 
     if options.pairs:
-        _print(mt_bench_pairs_table(options.judgments), options.json)
+        _print(mt_bench_pairs_table(options.judgments), options)
     else:
-        _print(mt_bench_table(options.judgments, options.questions), options.json)
+        _print(mt_bench_table(options.judgments, options.questions), options)
     return 0
 
 
@@ -390,9 +392,14 @@ def _positive(text: str) -> float:
 # --- the page
 
 
-def _print(tables: Sequence[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(tables if len(tables) > 1 else tables[0], indent=2, ensure_ascii=False))
+def _print(tables: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    from preftune.evaluation.files import write_text
+
+    written = json.dumps(tables if len(tables) > 1 else tables[0], indent=2, ensure_ascii=False)
+    if hasattr(options, "scores"):
+        write_text(options.scores, written + "\n")
+    if options.json:
+        print(written)
         return
     from rich.console import Console
     from rich.table import Table

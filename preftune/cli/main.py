@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "pairs": "make pairs of chosen and rejected from scored answers",
     "onpolicy": "rounds of sampling, scoring, pairing and training",
     "eval": "AlpacaEval 2, Arena-Hard, MT-Bench; reward accuracy; a model before and after",
+    "report": "runs and evaluations as one page: curves, answers side by side, win rates, cost",
     "chat": "talk to a model",
     "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",
