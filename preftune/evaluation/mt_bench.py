@@ -50,6 +50,10 @@ class Games:
         return 100 * self.wins / self.played
 
     @property
+    def loss_rate(self) -> float:
+        return 100 * self.losses / self.played
+
+    @property
     def win_rate_adjusted(self) -> float:
         return 100 * (self.wins + self.ties / 2) / self.played
 

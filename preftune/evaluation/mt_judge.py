@@ -37,8 +37,8 @@ def build_judgings(questions: Rows, answers: Rows, references: Rows, prompts: Ro
         DataError: a prompt, an answer or a reference is missing.
     """
     templates = {row["name"]: row for row in prompts}
-    given = {(row["question_id"], row["model_id"]): _turns(row, "answers") for row in answers}
-    correct = {row["question_id"]: _turns(row, "references") for row in references}
+    given = {(row["question_id"], row["model_id"]): turns_of(row, "answers") for row in answers}
+    correct = {row["question_id"]: turns_of(row, "references") for row in references}
     found = []
     for model in dict.fromkeys(row["model_id"] for row in answers):
         for turn in (1, 2):
@@ -79,7 +79,12 @@ def _judging(
     return Judging(row, ChatRequest(key=key, messages=messages, temperature=0, max_tokens=MAX_TOKENS))
 
 
-def _turns(row: Mapping[str, Any], name: str) -> list[str]:
+def turns_of(row: Mapping[str, Any], name: str) -> list[str]:
+    """The two turns of an answer.
+
+    Raises:
+        DataError: it has not two texts.
+    """
     try:
         turns = list(row["choices"][0]["turns"])
     except (KeyError, IndexError, TypeError):

@@ -90,8 +90,7 @@ def mt_bench_table(judgments: Sequence[str | Path], questions: str | Path | None
         DataError: a file is wrong, or judges are mixed.
     """
     rows = [row for path in judgments for row in read_rows(path, ("question_id", "model", "score", "turn"))]
-    judges = [{"judge": (row.get("judge") or [None])[0]} for row in rows]
-    judge = _only(judges, "judge", ", ".join(map(str, judgments)))
+    judge = _only(_first_judges(rows), "judge", ", ".join(map(str, judgments)))
     kinds = None
     if questions is not None:
         kinds = {row["question_id"]: row["category"] for row in read_rows(questions, ("question_id", "category"))}
@@ -103,15 +102,28 @@ def mt_bench_pairs_table(judgments: Sequence[str | Path]) -> list[dict[str, Any]
     """Best first, of games between two models in both orders.
 
     Raises:
-        DataError: a file is wrong.
+        DataError: a file is wrong, or judges are mixed.
     """
     needs = ("model_1", "model_2", "g1_winner", "g2_winner")
     rows = [row for path in judgments for row in read_rows(path, needs)]
+    judge = _only(_first_judges(rows), "judge", ", ".join(map(str, judgments)))
     found = sorted(mt_bench.score_pairs(rows).items(), key=lambda item: -item[1].win_rate_adjusted)
     return [
-        {"model": model, **asdict(own), "win_rate": own.win_rate, "win_rate_adjusted": own.win_rate_adjusted}
+        {
+            "model": model,
+            "judge": judge,
+            **asdict(own),
+            "win_rate": own.win_rate,
+            "loss_rate": own.loss_rate,
+            "win_rate_adjusted": own.win_rate_adjusted,
+        }
         for model, own in found
     ]
+
+
+def _first_judges(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """MT-Bench names the judge and its prompt; the judge alone."""
+    return [{"judge": (row.get("judge") or [None])[0]} for row in rows]
 
 
 def _only(rows: Sequence[dict[str, Any]], field: str, name: str | Path) -> Any:
