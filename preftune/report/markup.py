@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-EMPTY = ("meta", "br", "line", "polyline", "circle", "rect")
+EMPTY = ("meta",)  # of HTML; an element of SVG is closed, or it would hold all that follow
 
 
 class Markup(str):

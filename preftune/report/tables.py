@@ -67,9 +67,28 @@ def run_tables(runs: Sequence[Run]) -> list[Table]:
                Column("groups", "rows", ",")]  # fmt: skip
     columns += [Column(key, key, ".4g") for key, _ in FIGURES]
     columns += [Column(key, key, ".4g") for key in _lengths(runs)]
-    ends = {run.name for run in runs if not run.summary}
-    note = f"Not ended, last values of the log: {', '.join(sorted(ends))}." if ends else ""
-    return [build("Runs", columns, rows, note)]
+    ends = [run.name for run in runs if not run.summary]
+    note = f"Not ended, last values of the log: {', '.join(ends)}." if ends else ""
+    heldout = [_heldout(run) for run in runs if run.summary.get("heldout")]
+    return [_turned(build("Runs", columns, rows, note)), *heldout]
+
+
+def _turned(table: Table) -> Table:
+    """A column for each run: there are more figures than runs."""
+    names = tuple(row[0].text for row in table.rows)
+    rows = [[Cell(heading), *(row[at] for row in table.rows)] for at, heading in enumerate(table.headings) if at]
+    return Table(table.title, ("figure", *names), rows, table.note)
+
+
+def _heldout(run: Run) -> Table:
+    """What a run measured of its answers before and after (the demo does)."""
+    figures = run.summary["heldout"]
+    names = [key.removesuffix("_before") for key in figures if key.endswith("_before")]
+    rows = [
+        {"name": name, "before": figures[f"{name}_before"], "after": figures.get(f"{name}_after")} for name in names
+    ]
+    columns = [Column("figure", "name"), Column("before", "before", ".4g"), Column("after", "after", ".4g")]
+    return build(f"{run.name}: held-out prompts, before and after", columns, rows)
 
 
 def _lengths(runs: Sequence[Run]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -132,12 +133,26 @@ def test_the_page_asks_for_nothing_beside_itself(tmp_path):
     assert "default-src 'none'" in page.replace("&#x27;", "'") and found.tags.count("svg") == 2
 
 
+def test_figures_of_held_out_prompts_stand_before_and_after():
+    heldout = {"zh_share_before": 0.585, "zh_share_after": 0.999, "repetition_before": 0.0, "repetition_after": 0.25}
+    _, table = run_tables([Run("demo", {"steps": 4, "heldout": heldout}, [], None)])
+    assert [[cell.value for cell in row[1:]] for row in table.rows] == [[0.585, 0.999], [0.0, 0.25]]
+    assert [row[0].text for row in table.rows] == ["zh_share", "repetition"]
+
+
+def test_shapes_of_a_chart_are_closed_so_that_none_holds_the_next():
+    drawn = draw(Picture("Loss", "nats", [("training", [(1, 2.0), (2, 1.0)]), ("held out", [(2, 3.0)])]))
+    svg = ElementTree.fromstring(drawn).find("svg")
+    assert {len(shape) for shape in svg} == {0}
+    assert [shape.tag for shape in svg].count("polyline") == 2 and [shape.tag for shape in svg].count("circle") == 3
+
+
 def test_two_runs_share_a_chart_and_are_told_apart_by_name(tmp_path):
     for parent in "ab":
         (tmp_path / parent).mkdir()
         make_run(tmp_path / parent / "simpo")
     report = build_report([tmp_path / "a/simpo", tmp_path / "b/simpo"])
-    assert [row[0].text for row in report.tables["Training"][0].rows] == ["a/simpo", "b/simpo"]
+    assert report.tables["Training"][0].headings == ("figure", "a/simpo", "b/simpo")
     loss = next(picture for picture in report.pictures if picture.title.startswith("Loss"))
     assert loss.series == [(f"{name}/simpo", [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]) for name in "ab"]
 
@@ -169,7 +184,7 @@ def test_a_folder_of_an_evaluation_gives_answers_and_what_its_judge_took(tmp_pat
 
 def test_a_run_that_has_not_ended_is_shown_from_its_log_and_said_to_be_so():
     (table,) = run_tables([Run("simpo", {}, [{"step": 3, "loss": 0.5}], None)])
-    assert "Not ended" in table.note and [cell.text for cell in table.rows[0]] == ["simpo", "0.5"]
+    assert "Not ended" in table.note and [[cell.text for cell in row] for row in table.rows] == [["loss", "0.5"]]
 
 
 def test_values_that_are_not_finite_are_counted_and_do_not_break_a_chart():
