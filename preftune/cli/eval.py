@@ -35,7 +35,8 @@ _EPILOG = """examples:
   preftune eval alpaca-eval judge model_outputs.json --baseline baseline.json --output annotations.json \\
       --reward-model runs/reward
   preftune eval mt-bench generate runs/simpo --questions question.jsonl --output answers.jsonl
-  preftune eval arena-hard score judgments.jsonl --version v0.1
+  preftune eval arena-hard score judgments.jsonl --style-control both --answers answers.jsonl \\
+      --baseline gpt-4-0314.jsonl
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --references reference.jsonl \\
       --prompts judge_prompts.jsonl --output judgments.jsonl --endpoint http://localhost:8000/v1 --judge my-judge
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --against baseline.jsonl \\
@@ -259,6 +260,7 @@ def _arena_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", required=True, metavar="F.jsonl", help="question.jsonl")
     parser.add_argument("--folder", required=True, metavar="DIR", help="for all files")
     _add_arena_judge(parser)
+    parser.add_argument("--style-control", choices=("both", "length", "markdown"), help="take style out of the score")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_arena)
 
@@ -275,6 +277,9 @@ def _run_arena(options: argparse.Namespace) -> int:
 def _arena_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("judgments", nargs="+", metavar="JUDGMENTS.jsonl", help="of one or several models")
     parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
+    parser.add_argument("--style-control", choices=("both", "length", "markdown"), help="take style out of the score")
+    parser.add_argument("--answers", nargs="+", default=(), metavar="F.jsonl", help="of the models, for style control")
+    parser.add_argument("--baseline", metavar="F.jsonl", help="the baseline's answers, for style control")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_arena_score)
 
@@ -282,7 +287,14 @@ def _arena_score(parser: argparse.ArgumentParser) -> None:
 def _run_arena_score(options: argparse.Namespace) -> int:
     from preftune.evaluation.tables import arena_hard_table
 
-    _print(arena_hard_table(options.judgments, options.version), options)
+    table = arena_hard_table(
+        options.judgments,
+        options.version,
+        control=options.style_control,
+        answers=[options.answers] if isinstance(options.answers, str) else options.answers,
+        baseline=options.baseline,
+    )
+    _print(table, options)
     return 0
 
 

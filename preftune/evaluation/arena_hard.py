@@ -88,18 +88,28 @@ def _battles(rows: Sequence[Mapping[str, Any]], version: Version) -> tuple[np.nd
     shares: list[float] = []
     questions = nulls = 0
     for row in rows:
-        where = f"judgments of {row['model']!r}, question {row.get('question_id', row.get('uid', '?'))}"
-        games = row.get("games")
-        if not isinstance(games, list) or len(games) != 2:
-            raise DataError(f"{where}: expected two games, found {len(games) if isinstance(games, list) else games!r}.")
-        first, second = (_outcome(game, version, where) for game in games)
-        nulls += (first is None) + (second is None)
-        if version == "v2.0" and (first is None or second is None):
-            continue
-        own = [1 - share for share in first or ()] + list(second or ())
+        own, empty = read_shares(row, version)
+        nulls += empty
         questions += bool(own)
         shares += own
     return np.array(shares), questions, nulls
+
+
+def read_shares(row: Mapping[str, Any], version: Version) -> tuple[list[float], int]:
+    """The model's share of each battle of one question, and how many of its two verdicts are null.
+
+    Raises:
+        DataError: the row has not two games, or a verdict is none.
+    """
+    where = f"judgments of {row['model']!r}, question {row.get('question_id', row.get('uid', '?'))}"
+    games = row.get("games")
+    if not isinstance(games, list) or len(games) != 2:
+        raise DataError(f"{where}: expected two games, found {len(games) if isinstance(games, list) else games!r}.")
+    first, second = (_outcome(game, version, where) for game in games)
+    empty = (first is None) + (second is None)
+    if version == "v2.0" and empty:
+        return [], empty
+    return [1 - share for share in first or ()] + list(second or ()), empty
 
 
 def _outcome(game: Any, version: Version, where: str) -> list[float] | None:

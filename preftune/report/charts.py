@@ -14,8 +14,8 @@ from preftune.report.collect import Run
 from preftune.report.markup import Markup, element, join
 from preftune.train.plots import CHARTS, Points
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 40
+WIDTH, HEIGHT = 380, 240
+LEFT, RIGHT, TOP, BOTTOM = 62, 10, 10, 40
 TICKS = 5
 COLOURS = 8  # that the page's style has, --c0 to --c7
 DOTS = 40  # points up to which each has a dot
@@ -68,20 +68,20 @@ def draw(picture: Picture) -> Markup:
 
 
 def _plot(picture: Picture, series: Sequence[Points]) -> Markup:
-    xs = ticks(*_range([x for points in series for x, _ in points]))
+    first, last = _range([x for points in series for x, _ in points])
     ys = ticks(*_range([y for points in series for _, y in points]))
 
     def place(x: float, y: float) -> tuple[str, str]:
-        across = LEFT + (x - xs[0]) / (xs[-1] - xs[0]) * (WIDTH - LEFT - RIGHT)
+        across = LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
         down = HEIGHT - BOTTOM - (y - ys[0]) / (ys[-1] - ys[0]) * (HEIGHT - TOP - BOTTOM)
         return f"{across:.1f}", f"{down:.1f}"
 
     parts = []
     for value in ys:
-        _, down = place(xs[0], value)
+        _, down = place(first, value)
         parts += [element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=down, y2=down, class_="grid"),
                   element("text", f"{value:.6g}", x=LEFT - 6, y=float(down) + 4, text_anchor="end")]  # fmt: skip
-    for value in xs:
+    for value in [tick for tick in ticks(first, last) if first <= tick <= last]:
         across, _ = place(value, ys[0])
         parts.append(element("text", f"{value:.6g}", x=across, y=HEIGHT - BOTTOM + 16, text_anchor="middle"))
     parts.append(element("text", "optimizer step", x=(LEFT + WIDTH) / 2, y=HEIGHT - 6, text_anchor="middle"))

@@ -26,7 +26,7 @@ h1{font-size:26px;margin:0 0 4px}h2{font-size:20px;margin:40px 0 8px}h3{font-siz
 p{margin:6px 0;color:var(--soft)}
 .wide{overflow-x:auto;border:1px solid var(--edge);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:6px 10px;text-align:left;vertical-align:top;border-top:1px solid var(--edge)}
+td{overflow-wrap:anywhere}th,td{padding:6px 10px;text-align:left;vertical-align:top;border-top:1px solid var(--edge)}
 th{background:var(--head);border-top:0;font-weight:600;white-space:nowrap}
 td[data-value]{text-align:right;white-space:nowrap}th.number{text-align:right}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));gap:16px}

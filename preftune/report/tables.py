@@ -139,8 +139,8 @@ def evaluation_tables(found: Evaluations) -> list[Table]:
                       "AlpacaEval 2, judged by {annotator} against {baseline}", _ALPACA_NOTE)  # fmt: skip
     for version, (low, high) in PERCENTILES.items():
         own = [item for item in found.scores.get("arena-hard", []) if item[1]["version"] == version]
-        tables += _grouped(Evaluations({"arena-hard": own}), "arena-hard", ("judge", "style"), _ARENA, "score",
-                           f"Arena-Hard {version}, judged by {{judge}}",
+        tables += _grouped(Evaluations({"arena-hard": own}), "arena-hard", ("judge", "category", "style"), _ARENA,
+                           "score", f"Arena-Hard {version}{{category}}{{style}}, judged by {{judge}}",
                            f"Interval: {high - low:g} % of 100 bootstraps.")  # fmt: skip
     tables += _grouped(found, "mt-bench", ("judge",), _mt_columns(found), "score", "MT-Bench, rated by {judge}")
     tables += _grouped(found, "mt-bench-pairs", ("judge",), _PAIRS, "win_rate_adjusted",
@@ -156,13 +156,22 @@ def _grouped(
 ) -> list[Table]:
     groups: dict[tuple[Any, ...], list[Values]] = {}
     for _, row in found.scores.get(kind, []):
-        groups.setdefault(tuple(str(row.get(key)) for key in by), []).append(row)
+        groups.setdefault(tuple(row.get(key) for key in by), []).append(row)
     tables = []
     for names, rows in groups.items():
-        words = {key: "an unnamed judge" if name == "None" else name for key, name in zip(by, names, strict=True)}
+        words = {key: _word(key, name) for key, name in zip(by, names, strict=True)}
         rows = sorted(rows, key=lambda row: -row[best])
         tables.append(build(title.format(**words), columns, rows, note))
     return tables
+
+
+def _word(key: str, name: Any) -> str:
+    """What a title calls the value that the rows of a table have in common."""
+    if key == "category":
+        return "" if name is None else f", {name}"
+    if key == "style":
+        return "" if name is None else f", {'length and markdown' if name == 'both' else name} taken out"
+    return f"an unnamed {key}" if name is None else str(name)
 
 
 def _bound(middle: str, error: str, sign: int) -> Callable[[Values], float | None]:
