@@ -18,6 +18,7 @@ from preftune.cli.eval_generate import (
     run_arena_generate,
     run_mt_generate,
 )
+from preftune.cli.eval_harness import add_harness
 from preftune.cli.eval_judges import add_endpoint, add_reward_judge, check_given, check_one_judge, open_judge, positive
 from preftune.cli.eval_mt_bench import add_mt_judge, check_mt_judge, run_mt_judge
 from preftune.cli.eval_preferences import add_preferences
@@ -45,6 +46,7 @@ _EPILOG = """examples:
   preftune eval preferences runs/reward pairs.jsonl --subset category
   preftune eval preferences runs/simpo pairs.jsonl --objective simpo --set beta=2.0
   preftune eval regress my-sft runs/simpo heldout.jsonl
+  preftune eval harness runs/simpo --tasks gsm8k,mmlu
 
 Files are the official ones, plain or gzipped; none is part of preftune (docs/evaluation.md says where they are).
 `judge` keeps every reply beside its output, so that it goes on where it was stopped.
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _mt_run(_step(mt, "run", _RUN))
     add_preferences(benchmarks)
     add_regress(benchmarks)
+    add_harness(benchmarks)
     return parser
 
 

@@ -105,8 +105,8 @@ class Candidate:
 
     def _load(self) -> Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_model(self.place, torch_dtype="float32" if device == "cpu" else "auto").to(device).eval()
-        return Engine(model, slots=self.slots)
+        model: Any = load_model(self.place, torch_dtype="float32" if device == "cpu" else "auto")
+        return Engine(model.to(device).eval(), slots=self.slots)
 
     def _sampling(self, model: Any, preset: Preset) -> Sampling:
         """Ends: those of training and of the model, and those of the preset that the model has."""

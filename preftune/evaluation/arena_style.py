@@ -46,8 +46,7 @@ MARKDOWN = (  # headers, lists, bold text
     (r"\*\*[^*\n]+\*\*", r"__[^_\n]+__"),
 )
 STEPS, TOLERANCE = 100, 1e-10  # of Newton's method
-TORCH = {"lr": 0.1, "max_iter": 50, "tolerance_grad": 1e-9, "tolerance_change": 1e-9}  # v2.0's fit
-START = 0.5  # of its coefficients
+RATE, TORCH_STEPS, TORCH_TOLERANCE, START = 0.1, 50, 1e-9, 0.5  # v2.0's fit; all coefficients start at the last
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,14 @@ def score_with_style(
     scores = {}
     for number, model in enumerate(models):
         lower, upper = np.nanpercentile(_sigmoid(rounds[:, number]), PERCENTILES[version])
-        values = (100 * float(value) for value in (_sigmoid(middle[number]), lower, upper))
-        scores[model] = ArenaScore(*values, int((battles.owner == number).sum()), questions[model], nulls[model])
+        scores[model] = ArenaScore(
+            score=100 * float(_sigmoid(middle[number])),
+            lower=100 * float(lower),
+            upper=100 * float(upper),
+            battles=int((battles.owner == number).sum()),
+            questions=questions[model],
+            nulls=nulls[model],
+        )
     coefficients = zip([FEATURES[column] for column in chosen], map(float, middle[len(models) :]), strict=True)
     return StyledScores(scores, dict(coefficients), unit)
 
@@ -220,7 +225,7 @@ def _fit_v01(battles: Battles, models: int, drawn: np.ndarray) -> np.ndarray:
     Every battle counts twice, a tie as a win for each side.
     """
     x = _design(battles, models, drawn, math.log(BASE))
-    present = x.any(axis=0)
+    present = np.abs(x).max(axis=0) > 0
     share = battles.outcome[drawn]
     weights = np.zeros(x.shape[1])
     for _ in range(STEPS):
@@ -238,7 +243,13 @@ def _fit_v20(battles: Battles, models: int, drawn: np.ndarray) -> np.ndarray:
     x = torch.tensor(_design(battles, models, drawn, 1.0), dtype=torch.float32)
     outcome = torch.tensor(battles.outcome[drawn], dtype=torch.float32)
     weights = torch.full((x.shape[1],), START, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], **TORCH)
+    optimizer = torch.optim.LBFGS(
+        [weights],
+        lr=RATE,
+        max_iter=TORCH_STEPS,
+        tolerance_grad=TORCH_TOLERANCE,
+        tolerance_change=TORCH_TOLERANCE,
+    )
 
     @torch.no_grad()
     def closure() -> torch.Tensor:
@@ -247,7 +258,7 @@ def _fit_v20(battles: Battles, models: int, drawn: np.ndarray) -> np.ndarray:
         return binary_cross_entropy_with_logits(logits, outcome, reduction="sum")
 
     optimizer.step(closure)
-    return _against_baseline(weights.detach().double().numpy(), x.numpy().any(axis=0), models, 1.0)
+    return _against_baseline(weights.detach().double().numpy(), x.abs().amax(dim=0).numpy() > 0, models, 1.0)
 
 
 def _design(battles: Battles, models: int, drawn: np.ndarray, unit: float) -> np.ndarray:

@@ -110,7 +110,7 @@ def _watched(name: str, looks: Sequence[Mapping[str, Any]]) -> Samples | None:
     if len(looks) < 2:
         return None
     first, last = looks[0], looks[-1]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (before["prompt"], before["answer"], after["answer"])
         for before, after in zip(first["answers"], last["answers"], strict=False)
     ]
@@ -156,7 +156,7 @@ def _add_folder(found: Evaluations, folder: Path) -> None:
         rows = read_rows(folder / ANNOTATIONS, ("instruction", "output_1", "output_2", "preference"))
         one = rows[0]
         heads = ("prompt", str(one.get("generator_1", "baseline")), str(one.get("generator_2", "model")))
-        shown = [(str(r["instruction"]), str(r["output_1"]), str(r["output_2"])) for r in rows]
+        shown: list[tuple[str, ...]] = [(str(r["instruction"]), str(r["output_1"]), str(r["output_2"])) for r in rows]
         found.samples.append(Samples(f"{folder.name}: baseline and model", heads, shown))
     for path in sorted(folder.glob(REPLIES)):
         found.judgings.append(_judging(f"{folder.name}/{path.name}", read_rows(path, ("reply",))))
@@ -172,7 +172,7 @@ def _judging(name: str, rows: Sequence[Mapping[str, Any]]) -> Judging:
 
 def _add_answers(found: Evaluations, path: Path) -> None:
     rows = read_rows(path, ("prompt", "before", "after"))
-    shown = [(str(row["prompt"]), str(row["before"]), str(row["after"])) for row in rows]
+    shown: list[tuple[str, ...]] = [(str(row["prompt"]), str(row["before"]), str(row["after"])) for row in rows]
     found.samples.append(Samples(path.name, ("prompt", "before", "after"), shown))
 
 

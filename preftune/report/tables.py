@@ -224,11 +224,15 @@ def _mt_columns(found: Evaluations) -> list[Column]:
     return [
         Column("model", "model"),
         Column("score", "score"),
-        *(Column(f"turn {turn}", lambda row, turn=turn: row["by_turn"].get(turn)) for turn in turns),
-        *(Column(kind, lambda row, kind=kind: row["by_category"].get(kind)) for kind in kinds),
+        *(Column(f"turn {turn}", _inside("by_turn", turn)) for turn in turns),
+        *(Column(kind, _inside("by_category", kind)) for kind in kinds),
         Column("rated", "rated", ","),
         Column("unrated", "unrated", ","),
     ]
+
+
+def _inside(outer: str, inner: str) -> Callable[[Values], Any]:
+    return lambda row: row[outer].get(inner)
 
 
 def _preferences(name: str, row: Values) -> Table:

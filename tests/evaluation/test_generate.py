@@ -60,10 +60,12 @@ def test_the_benchmark_runs_end_to_end_and_does_no_step_twice(folder, tmp_path, 
     assert found["n_total"] == 8 and found["lc_variant"] == "minimal"
     for row in rows:
         assert (row["preference"] > 1.5) == (row["scores"][1] > row["scores"][0])
+    assert json.loads((tmp_path / "scores.json").read_text()) == found
+    (tmp_path / "scores.json").unlink()
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {path.name for path in times} == {"model_outputs.json", "annotations.json", "configs.yaml", "prompt.txt"}
     assert main(words) == 0
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 def test_a_job_that_was_cut_off_goes_on_and_gives_the_same(folder, tmp_path):

@@ -14,7 +14,7 @@ from preftune.evaluation.arena_hard import score as score_arena
 from preftune.evaluation.bench_answers import ARENA_PRESET, answer_arena_hard, answer_mt_bench
 from preftune.evaluation.files import read_rows, write_rows
 from preftune.evaluation.mt_pairs import build_matches
-from preftune.evaluation.reward_judge import judge_arena_by_reward, label_of, play_by_reward
+from preftune.evaluation.reward_judge import judge_arena_by_reward, label_of, lead, play_by_reward
 from preftune.serve.reward import open_reward_model, score_examples
 from preftune.types import Example, Message, Origin
 from tests.data.conftest import CHATML, build_byte_tokenizer
@@ -48,7 +48,9 @@ def folder(tmp_path_factory):
 
 
 def reward_of(folder, *talk):
-    """The score of a conversation, by itself."""
+    """The score of a conversation, by itself; None where its answer is empty."""
+    if not talk[-1].strip():
+        return None
     turns = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, talk, strict=False))
     example = Example(turns[:-1], (turns[-1].content,), Origin("x", "", 1))
     return score_examples(open_reward_model(str(folder / "reward")), [example]).values[0][0]
@@ -60,6 +62,19 @@ def reward_of(folder, *talk):
 )
 def test_a_difference_of_rewards_is_a_verdict(difference, label):
     assert label_of(difference) == label
+
+
+def test_an_empty_answer_loses_and_two_of_them_tie(folder):
+    def rows(model, *texts):
+        return [{"uid": f"u{n}", "model": model, "messages": [
+            {"role": "user", "content": "Say."}, {"role": "assistant", "content": {"answer": text}}]}
+            for n, text in enumerate(texts)]  # fmt: skip
+
+    judged = judge_arena_by_reward(str(folder / "reward"), rows("m", "", "yes", " "), rows("b", "yes", "\n", ""))
+    assert [[game["score"] for game in row["games"]] for row in judged] == [
+        ["A>>B", "B>>A"], ["B>>A", "A>>B"], ["A=B", "A=B"],
+    ]  # fmt: skip
+    assert judged[0]["rewards"][1] is None and judged[0]["rewards"][0] is not None
 
 
 def test_arena_hard_runs_end_to_end_with_a_reward_model(folder, tmp_path, capsys):
@@ -74,9 +89,11 @@ def test_arena_hard_runs_end_to_end_with_a_reward_model(folder, tmp_path, capsys
     answers = {row["uid"]: row["messages"][-1]["content"]["answer"] for row in read_rows(tmp_path / "answers.jsonl")}
     base = {row["uid"]: row["messages"][-1]["content"]["answer"] for row in read_rows(folder / "arena-base.jsonl")}
     for row, question in zip(rows, ARENA, strict=True):
-        expected = [reward_of(folder, question["prompt"], text[question["uid"]]) for text in (base, answers)]
-        assert row["rewards"] == pytest.approx(expected, abs=1e-5)
-        ahead = (expected[0] - expected[1]) / 0.01  # the baseline is assistant A of game 1
+        texts = [text[question["uid"]] for text in (base, answers)]
+        expected = [reward_of(folder, question["prompt"], text) for text in texts]
+        for value, wanted in zip(row["rewards"], expected, strict=True):
+            assert value == (None if wanted is None else pytest.approx(wanted, abs=1e-5))
+        ahead = lead(*expected, 0.01)  # the baseline is assistant A of game 1
         assert [game["score"] for game in row["games"]] == [label_of(ahead), label_of(-ahead)]
     assert found["score"] == pytest.approx(score_arena(rows)["policy"].score)
     assert len({game["score"] for row in rows for game in row["games"]}) > 1
@@ -98,9 +115,10 @@ def test_mt_bench_runs_end_to_end_with_a_reward_model(folder, tmp_path, capsys):
             talk = (question["turns"][0], first, question["turns"][1], second)
             for turn, part in ((1, talk[:2]), (2, talk)):
                 value = rows[question["question_id"], turn]["rewards"][side]
-                assert value == pytest.approx(reward_of(folder, *part), abs=1e-5)
+                wanted = reward_of(folder, *part)
+                assert value == (None if wanted is None else pytest.approx(wanted, abs=1e-5))
     for row in rows.values():
-        ahead = row["rewards"][0] - row["rewards"][1]
+        ahead = lead(*row["rewards"], 1.0)
         winner = "tie" if abs(ahead) < 1e-4 else "model_1" if ahead > 0 else "model_2"
         assert row["g1_winner"] == row["g2_winner"] == winner
 
