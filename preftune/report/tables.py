@@ -223,8 +223,8 @@ def _mt_columns(found: Evaluations) -> list[Column]:
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["by_category"]))
     return [
         Column("model", "model"),
-        Column("score", "score"),
-        *(Column(f"turn {turn}", _inside("by_turn", turn)) for turn in turns),
+        Column("score", "score", ".3f"),
+        *(Column(f"turn {turn}", _inside("by_turn", turn), ".3f") for turn in turns),
         *(Column(kind, _inside("by_category", kind)) for kind in kinds),
         Column("rated", "rated", ","),
         Column("unrated", "unrated", ","),
