@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from preftune.errors import DataError
-from preftune.evaluation.answers import Candidate, Journal, Preset
+from preftune.evaluation.answers import Candidate, Journal, Preset, mark_of
 from preftune.evaluation.files import Rows, write_rows, write_text
 from preftune.types import Message
 
@@ -40,7 +40,7 @@ def generate_outputs(model: str, candidate: Candidate, questions: Rows, output: 
         ModelError: a question does not fit.
     """
     texts = [_instruction(row, number) for number, row in enumerate(questions, 1)]
-    journal = Journal(output, candidate.settings() | asdict(preset) | {"prompts": len(texts)})
+    journal = Journal(output, candidate.settings() | asdict(preset) | {"prompts": mark_of(texts)})
     conversations = {str(number): [Message("user", text)] for number, text in enumerate(texts)}
     candidate.answer(conversations, dict.fromkeys(conversations, preset), journal)
     rows = [
