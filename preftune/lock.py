@@ -1,4 +1,8 @@
-"""A file that one process writes at a time. The lock ends with its process, however that ends."""
+"""A file that one process writes at a time. The lock ends with its process, however that ends.
+
+It is of the process, so threads share it, and it is lost when the process closes the file, whoever opened it: what is
+held is read through the object that `open_alone` gives.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +34,9 @@ def open_alone(path: Path) -> BinaryIO:
 def _hold(file: BinaryIO, path: Path) -> bool:
     """False where the file was renamed or deleted by whoever held it before."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         file.close()
         raise DataError(
             f"{path}: another process is writing it. Wait for that one or stop it, or give another output."

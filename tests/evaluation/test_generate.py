@@ -18,6 +18,7 @@ from preftune.model.ends import ending_ids
 from preftune.types import Message
 from tests.data.conftest import CHATML, build_byte_tokenizer
 from tests.endpoint.server import Script, serving
+from tests.holding import held_by_another
 from tests.small import SHAPE as SMALL
 
 SHAPE = {**SMALL, "vocab_size": 260, "pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 257}
@@ -109,10 +110,9 @@ def test_other_questions_or_weights_do_not_go_on_with_a_job(folder, tmp_path):
 
 
 def test_two_processes_do_not_write_one_output(folder, tmp_path):
-    journal = Journal(tmp_path / "o.json", {})
-    with pytest.raises(DataError, match="another process is writing it"):
+    refused = pytest.raises(DataError, match="another process is writing it")
+    with held_by_another(tmp_path / "o.json.part.jsonl"), refused:
         outputs_of(folder, QUESTIONS, tmp_path / "o.json")
-    journal.remove()
     assert len(outputs_of(folder, QUESTIONS, tmp_path / "o.json")) == 8
 
 
