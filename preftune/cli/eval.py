@@ -46,7 +46,7 @@ Files are the official ones, plain or gzipped; none is part of preftune (docs/ev
 """
 
 
-_RUN = "all three, in one folder; a step whose file is there is not done again"
+_RUN = "all three, in one folder; a step whose file is there, made of the same, is not done again"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,8 +117,9 @@ def _run_alpaca(options: argparse.Namespace) -> int:
     options.questions = options.baseline
     options.outputs, options.annotations = _in_folder(options, "model_outputs.json", "annotations.json")
     _one_judge(options)
-    _unless_there(options, options.outputs, run_alpaca_generate)
-    _unless_there(options, options.annotations, _run_alpaca_judge)
+    _once(options, options.outputs, run_alpaca_generate, _GENERATION, ("questions",))
+    _once(options, options.annotations, _run_alpaca_judge, ("judge", "reward_model", "scale"),
+          ("outputs", "baseline", "template"))  # fmt: skip
     return _run_alpaca_score(options)
 
 
@@ -128,15 +129,19 @@ def _in_folder(options: argparse.Namespace, *names: str) -> list[str]:
     return [str(Path(options.folder) / name) for name in names]
 
 
-def _unless_there(options: argparse.Namespace, path: str, step: Any) -> None:
-    """A step writes its file when it is done, so one that is there is not done again."""
+_GENERATION = ("model", "preset", "temperature", "max_new_tokens", "seed", "generator")
+
+
+def _once(options: argparse.Namespace, path: str, step: Any, names: Sequence[str], files: Sequence[str]) -> None:
+    """A step writes its file when it is done, so one that is there is not done again. names, files: what it is of."""
     from pathlib import Path
 
+    from preftune.evaluation.steps import mark_of_file, mark_of_model, once
+
     options.output = path
-    if Path(path).exists():
-        log.info("%s is there already.", path)
-    else:
-        step(options)
+    made_of = {name: getattr(options, name, None) for name in names}
+    made_of |= {name: mark_of_model(made_of[name]) for name in ("model", "reward_model") if name in made_of}
+    once(Path(path), made_of | {name: mark_of_file(getattr(options, name)) for name in files}, lambda: step(options))
 
 
 def _one_judge(options: argparse.Namespace) -> None:
@@ -261,8 +266,8 @@ def _arena_run(parser: argparse.ArgumentParser) -> None:
 def _run_arena(options: argparse.Namespace) -> int:
     options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
     options.judgments = [judgments]
-    _unless_there(options, options.answers, run_arena_generate)
-    _unless_there(options, judgments, _run_arena_judge)
+    _once(options, options.answers, run_arena_generate, _GENERATION, ("questions",))
+    _once(options, judgments, _run_arena_judge, ("judge", "version"), ("answers", "baseline", "prompts"))
     return _run_arena_score(options)
 
 
@@ -311,8 +316,8 @@ def _mt_run(parser: argparse.ArgumentParser) -> None:
 def _run_mt(options: argparse.Namespace) -> int:
     options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
     options.judgments = [judgments]
-    _unless_there(options, options.answers, run_mt_generate)
-    _unless_there(options, judgments, _run_mt_judge)
+    _once(options, options.answers, run_mt_generate, _GENERATION, ("questions",))
+    _once(options, judgments, _run_mt_judge, ("judge",), ("answers", "questions", "references", "prompts"))
     return _run_mt_score(options)
 
 

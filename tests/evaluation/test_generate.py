@@ -63,9 +63,25 @@ def test_the_benchmark_runs_end_to_end_and_does_no_step_twice(folder, tmp_path, 
     for row in rows:
         assert (row["preference"] > 1.5) == (row["scores"][1] > row["scores"][0])
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert {path.name for path in times} == {"model_outputs.json", "annotations.json", "configs.yaml", "prompt.txt"}
+    assert {path.name for path in times} == {
+        "model_outputs.json",
+        "annotations.json",
+        "configs.yaml",
+        "prompt.txt",
+        "run.json",
+    }
     assert main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    capsys.readouterr()
+    for changed, message in (
+        (["--temperature", "0"], "model_outputs.json: is there already, made with other 'temperature'"),
+        (["--scale", "2"], "annotations.json: is there already, made with other 'scale'"),
+    ):
+        assert main([*words, *changed]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "model_outputs.json").unlink()  # judged anew, or not at all
+    assert main([*words, "--temperature", "0"]) == 2
+    assert "annotations.json: is there already, made with other 'outputs'" in capsys.readouterr().err
 
 
 def test_a_job_that_was_cut_off_goes_on_and_gives_the_same(folder, tmp_path):
