@@ -59,7 +59,7 @@ def run_mt_generate(options: argparse.Namespace) -> int:
     from preftune.evaluation.files import read_rows
 
     questions = read_rows(options.questions, ("question_id", "category", "turns"))
-    limit = options.max_new_tokens or MT_MAX_TOKENS
+    limit = MT_MAX_TOKENS if options.max_new_tokens is None else options.max_new_tokens
     rows = answer_mt_bench(_candidate(options), questions, options.output, limit)
     print(f"{options.output}: {len(rows)} answers")
     return 0

@@ -90,7 +90,8 @@ def mt_bench_table(judgments: Sequence[str | Path], questions: str | Path | None
         DataError: a file is wrong, or judges are mixed.
     """
     rows = [row for path in judgments for row in read_rows(path, ("question_id", "model", "score", "turn"))]
-    judges = [{"judge": (row.get("judge") or [None])[0]} for row in rows]
+    named = [row.get("judge") for row in rows]  # FastChat's is a list of the judge and the prompt
+    judges = [{"judge": name[0] if isinstance(name, list) and name else name} for name in named]
     judge = _only(judges, "judge", ", ".join(map(str, judgments)))
     kinds = None
     if questions is not None:
