@@ -172,12 +172,13 @@ def _add_alpaca_judge(parser: argparse.ArgumentParser) -> None:
 
 def _run_alpaca_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation.alpaca_judge import OUTPUT_FIELDS, annotate, annotate_by_reward, load_template, pair_up
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
 
     _one_judge(options)
     pairs = pair_up(
         read_rows(options.outputs, OUTPUT_FIELDS), read_rows(options.baseline, OUTPUT_FIELDS), options.outputs
     )
+    check_output(options.output, [options.outputs, options.baseline, *filter(None, [options.template])])
     if options.reward_model is not None:
         rows = annotate_by_reward(options.reward_model, pairs, options.scale)
     else:
@@ -244,10 +245,11 @@ def _add_arena_judge(parser: argparse.ArgumentParser) -> None:
 
 def _run_arena_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation.arena_judge import judge, load_judge_prompt
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
 
     answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
     prompt = load_judge_prompt(options.prompts)
+    check_output(options.output, [options.answers, options.baseline, options.prompts])
     rows = judge(_open_endpoint(options), answers, baseline, prompt, options.version, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
@@ -323,7 +325,7 @@ def _run_mt(options: argparse.Namespace) -> int:
 
 def _run_mt_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation import mt_judge
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
 
     judgings = mt_judge.build_judgings(
         read_rows(options.questions, mt_judge.QUESTION_FIELDS),
@@ -331,6 +333,7 @@ def _run_mt_judge(options: argparse.Namespace) -> int:
         read_rows(options.references, ("question_id", "choices")),
         read_rows(options.prompts, mt_judge.PROMPT_FIELDS),
     )
+    check_output(options.output, [options.answers, options.questions, options.references, options.prompts])
     rows = mt_judge.rate(_open_endpoint(options), judgings, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")

@@ -123,6 +123,19 @@ def write_text(path: str | Path, text: str) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror}). Give a folder that can be.") from None
 
 
+def check_output(path: str | Path, reads: Sequence[str | Path]) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        DataError: it is one of them, or a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. Give --output a file.")
+    if path.exists() and any(Path(other).exists() and path.samefile(other) for other in reads):
+        raise DataError(f"{path}: is a file that is read. Give another --output.")
+
+
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A JSON list, or JSON lines where the name ends in .jsonl."""
     if str(path).endswith(".jsonl"):

@@ -66,7 +66,9 @@ def _judging(
     number, referenced = question["question_id"], question["category"] in WITH_REFERENCE
     name = f"single-{'math-' if referenced else ''}v1{'-multi-turn' if turn == 2 else ''}"
     if name not in templates:
-        raise DataError(f"judge prompts: {name!r} is missing; found {', '.join(map(str, templates))}. Give FastChat's file.")
+        raise DataError(
+            f"judge prompts: {name!r} is missing; found {', '.join(map(str, templates))}. Give FastChat's file."
+        )
     if referenced and number not in references:
         raise DataError(f"references: question {number} ({question['category']}) has none. Give all of them.")
     asked = question["turns"]

@@ -152,6 +152,21 @@ def test_the_official_configuration_names_model_sampling_and_the_package(folder,
     assert (tmp_path / "prompt.txt").read_text() == "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_what_is_read_and_what_is_not_ours_is_not_written_over(folder, tmp_path, capsys):
+    rows = [QUESTIONS[0]]
+    write_rows(tmp_path / "questions.json", rows)
+    words = ["eval", "alpaca-eval", "generate", str(folder / "policy"), "--preset", "greedy", "--max-new-tokens", "2",
+             "--questions", str(tmp_path / "questions.json"), "--output"]  # fmt: skip
+    assert main([*words, str(tmp_path / "questions.json")]) == 2
+    assert "questions.json: is a file that is read" in capsys.readouterr().err
+    assert read_rows(tmp_path / "questions.json") == rows
+    (tmp_path / "prompt.txt").write_text("mine")
+    assert main([*words, str(tmp_path / "o.json")]) == 2
+    assert "prompt.txt: is there already, and is none of ours" in capsys.readouterr().err
+    (tmp_path / "prompt.txt").unlink()
+    assert main([*words, str(tmp_path / "o.json")]) == main([*words, str(tmp_path / "o.json")]) == 0
+
+
 def test_an_unknown_preset_is_one_line(folder, tmp_path, capsys):
     words = ["eval", "alpaca-eval", "generate", str(folder / "policy"), "--preset", "llama9", "--questions",
              str(folder / "baseline.json"), "--output", str(tmp_path / "o.json")]  # fmt: skip
