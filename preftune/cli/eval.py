@@ -53,7 +53,7 @@ Files are the official ones, plain or gzipped; none is part of preftune (docs/ev
 """
 
 
-_RUN = "all three, in one folder; a step whose file is there is not done again"
+_RUN = "all three, in one folder; a step whose file is there, made of the same, is not done again"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -125,8 +125,9 @@ def _run_alpaca(options: argparse.Namespace) -> int:
     options.questions = options.baseline
     options.outputs, options.annotations = _in_folder(options, "model_outputs.json", "annotations.json")
     check_one_judge(options)
-    _unless_there(options, options.outputs, run_alpaca_generate)
-    _unless_there(options, options.annotations, _run_alpaca_judge)
+    _once(options, options.outputs, run_alpaca_generate, _GENERATION, ("questions",))
+    _once(options, options.annotations, _run_alpaca_judge, ("judge", "reward_model", "scale"),
+          ("outputs", "baseline", "template"))  # fmt: skip
     return _run_alpaca_score(options)
 
 
@@ -138,15 +139,19 @@ def _in_folder(options: argparse.Namespace, *names: str) -> list[str]:
     return [str(Path(options.folder) / name) for name in names]
 
 
-def _unless_there(options: argparse.Namespace, path: str, step: Any) -> None:
-    """A step writes its file when it is done, so one that is there is not done again."""
+_GENERATION = ("model", "preset", "temperature", "max_new_tokens", "seed", "generator")
+
+
+def _once(options: argparse.Namespace, path: str, step: Any, names: Sequence[str], files: Sequence[str]) -> None:
+    """A step writes its file when it is done, so one that is there is not done again. names, files: what it is of."""
     from pathlib import Path
 
+    from preftune.evaluation.steps import mark_of_file, mark_of_model, once
+
     options.output = path
-    if Path(path).exists():
-        log.info("%s is there already.", path)
-    else:
-        step(options)
+    made_of = {name: getattr(options, name, None) for name in names}
+    made_of |= {name: mark_of_model(made_of[name]) for name in ("model", "reward_model") if name in made_of}
+    once(Path(path), made_of | {name: mark_of_file(getattr(options, name)) for name in files}, lambda: step(options))
 
 
 def _alpaca_judge(parser: argparse.ArgumentParser) -> None:
@@ -165,12 +170,13 @@ def _add_alpaca_judge(parser: argparse.ArgumentParser) -> None:
 
 def _run_alpaca_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation.alpaca_judge import OUTPUT_FIELDS, annotate, annotate_by_reward, load_template, pair_up
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
 
     check_one_judge(options)
     pairs = pair_up(
         read_rows(options.outputs, OUTPUT_FIELDS), read_rows(options.baseline, OUTPUT_FIELDS), options.outputs
     )
+    check_output(options.output, [options.outputs, options.baseline, *filter(None, [options.template])])
     if options.reward_model is not None:
         rows = annotate_by_reward(options.reward_model, pairs, options.scale)
     else:
@@ -238,11 +244,12 @@ def _add_arena_judge(parser: argparse.ArgumentParser) -> None:
 
 def _run_arena_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation.arena_judge import judge, load_judge_prompt
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
     from preftune.evaluation.reward_judge import judge_arena_by_reward
 
     _check_arena_judge(options)
     answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
+    check_output(options.output, [path for path in (options.answers, options.baseline, options.prompts) if path])
     if options.reward_model is not None:
         rows = judge_arena_by_reward(options.reward_model, answers, baseline, options.version, options.scale)
     else:
@@ -272,8 +279,9 @@ def _run_arena(options: argparse.Namespace) -> int:
     options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
     options.judgments = [judgments]
     _check_arena_judge(options)
-    _unless_there(options, options.answers, run_arena_generate)
-    _unless_there(options, judgments, _run_arena_judge)
+    _once(options, options.answers, run_arena_generate, _GENERATION, ("questions",))
+    _once(options, judgments, _run_arena_judge, ("judge", "version", "reward_model", "scale"),
+          ("answers", "baseline", "prompts"))  # fmt: skip
     return _run_arena_score(options)
 
 
@@ -323,8 +331,9 @@ def _run_mt(options: argparse.Namespace) -> int:
     options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
     options.judgments, options.pairs = [judgments], options.against is not None
     check_mt_judge(options)
-    _unless_there(options, options.answers, run_mt_generate)
-    _unless_there(options, judgments, run_mt_judge)
+    _once(options, options.answers, run_mt_generate, _GENERATION, ("questions",))
+    _once(options, judgments, run_mt_judge, ("judge", "reward_model", "scale"),
+          ("answers", "questions", "references", "prompts", "against"))  # fmt: skip
     return _run_mt_score(options)
 
 

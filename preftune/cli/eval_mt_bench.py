@@ -35,9 +35,11 @@ def check_mt_judge(options: argparse.Namespace) -> None:
 def run_mt_judge(options: argparse.Namespace) -> int:
     """Raises PreftuneError: a file, the endpoint or the reward model is wrong."""
     from preftune.evaluation import mt_judge
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
 
     check_mt_judge(options)
+    given = [options.answers, *(getattr(options, name) for name in ("against", "questions", "references", "prompts"))]
+    check_output(options.output, [path for path in given if path])
     questions = read_rows(options.questions, mt_judge.QUESTION_FIELDS)
     answers = read_rows(options.answers, mt_judge.ANSWER_FIELDS)
     if options.against is not None:

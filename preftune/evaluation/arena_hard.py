@@ -67,8 +67,14 @@ def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[
     Raises:
         DataError: a row is not of two games, or no verdict counts.
     """
-    judged = {row["model"]: [other for other in rows if other["model"] == row["model"]] for row in rows}
-    read = {model: _battles(own, version) for model, own in judged.items()}
+    judged: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        own, name = judged.setdefault(row["model"], {}), str(row.get("question_id", row.get("uid", number)))
+        if name in own:
+            raise DataError(f"judgments of {row['model']!r}: question {name} is there twice, which would count twice. "
+                            "Keep one of them.")  # fmt: skip
+        own[name] = row
+    read = {model: _battles(list(own.values()), version) for model, own in judged.items()}
     for model, (shares, _, nulls) in read.items():
         if not len(shares):
             raise DataError(f"judgments of {model!r}: none of {nulls} verdicts counts. Judge it again.")

@@ -16,7 +16,7 @@ from preftune.errors import DataError
 from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
 from preftune.evaluation.mt_bench import WITH_REFERENCE, read_winner
-from preftune.evaluation.mt_judge import MAX_TOKENS, turns_of
+from preftune.evaluation.mt_judge import MAX_TOKENS, filled, turns_of
 
 SIDES = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})  # of game 1 and game 2
 TURNS = (1, 2)
@@ -124,7 +124,7 @@ def _game(
         fields |= {f"ref_answer_{place}": text for place, text in enumerate(references[question], 1)}
     messages = [
         {"role": "system", "content": templates[name]["system_prompt"]},
-        {"role": "user", "content": templates[name]["prompt_template"].format(**fields)},
+        {"role": "user", "content": filled(name, templates[name]["prompt_template"], fields)},
     ]
     key = f"{match.models[0]} and {match.models[1]}, question {question}, turn {match.turn}, game {number + 1}"
     return Game(ChatRequest(key=key, messages=messages, temperature=0, max_tokens=MAX_TOKENS), name)

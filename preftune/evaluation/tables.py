@@ -158,8 +158,9 @@ def mt_bench_pairs_table(judgments: Sequence[str | Path]) -> list[dict[str, Any]
 
 
 def _first_judges(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """MT-Bench names the judge and its prompt; the judge alone."""
-    return [{"judge": (row.get("judge") or [None])[0]} for row in rows]
+    """FastChat's is a list of the judge and its prompt; the judge alone."""
+    named = [row.get("judge") for row in rows]
+    return [{"judge": name[0] if isinstance(name, list) and name else name} for name in named]
 
 
 def _only(rows: Sequence[dict[str, Any]], field: str, name: str | Path) -> Any:
