@@ -179,28 +179,27 @@ def annotator_name(judge: str, weighted: bool) -> str:
 
 
 def annotate_by_reward(name: str, pairs: Rows, scale: float = 1.0) -> Rows:
-    """Annotations by a local reward model: P(model wins) = σ((r_model - r_baseline) / scale).
+    """Annotations by a local reward model: P(model wins) = σ((r_model - r_baseline) / scale); an empty output loses.
 
     Raises:
         ModelError: it cannot be loaded, or gives no finite score.
     """
-    from preftune.serve.reward import open_reward_model, score_examples
+    from preftune.evaluation.reward_judge import judge_name, lead, rewards_of
 
     examples = [
-        Example((Message("user", row["instruction"]),), (row["output_1"], row["output_2"]), Origin("outputs", "", n))
+        Example((Message("user", row["instruction"]),), (row[side],), Origin("outputs", "", n))
         for n, row in enumerate(pairs, 1)
+        for side in ("output_1", "output_2")
     ]
-    scores = score_examples(open_reward_model(name), examples)
-    if scores.cut:
-        log.warning("%d of %d outputs are longer than the reward model reads and were cut.", scores.cut, 2 * len(pairs))
+    flat = rewards_of(name, examples)
     return [
         {
             **row,
-            "annotator": f"reward_model:{name}",
-            "preference": 1.5 if row["output_1"] == row["output_2"] else 1 + _sigmoid((own - other) / scale),
+            "annotator": judge_name(name),
+            "preference": 1.5 if row["output_1"] == row["output_2"] else 1 + _sigmoid(lead(own, other, scale)),
             "scores": [other, own],
         }
-        for row, (other, own) in zip(pairs, scores.values, strict=True)
+        for row, other, own in zip(pairs, flat[::2], flat[1::2], strict=True)
     ]
 
 

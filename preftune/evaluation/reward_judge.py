@@ -64,7 +64,7 @@ def judge_arena_by_reward(
         for number, uid in enumerate(other, 1)
         for side in (mine, other)
     ]
-    flat = _rewards(model, examples)
+    flat = rewards_of(model, examples)
     rows = []
     for uid, own, base in zip(other, flat[::2], flat[1::2], strict=True):
         ahead = lead(base, own, scale)
@@ -88,7 +88,7 @@ def play_by_reward(model: str, matches: Sequence[Match], scale: float = 1.0) -> 
             if match.turn == 2:
                 talk += [Message("assistant", side[0]), Message("user", match.question["turns"][1])]
             examples.append(Example(tuple(talk), (side[match.turn - 1],), Origin("answers", "", number)))
-    flat = _rewards(model, examples)
+    flat = rewards_of(model, examples)
     rows = []
     for match, own, base in zip(matches, flat[::2], flat[1::2], strict=True):
         label = label_of(lead(own, base, scale))
@@ -98,7 +98,7 @@ def play_by_reward(model: str, matches: Sequence[Match], scale: float = 1.0) -> 
     return rows
 
 
-def _rewards(model: str, examples: Sequence[Example]) -> list[float | None]:
+def rewards_of(model: str, examples: Sequence[Example]) -> list[float | None]:
     """Of the one response of each; None for an empty one."""
     from preftune.serve.reward import open_reward_model, score_examples
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from preftune.cli.main import main
+from preftune.evaluation.alpaca_judge import annotate_by_reward
 from preftune.evaluation.answers import Candidate, changed_preset
 from preftune.evaluation.arena_hard import score as score_arena
 from preftune.evaluation.bench_answers import ARENA_PRESET, answer_arena_hard, answer_mt_bench
@@ -75,6 +76,14 @@ def test_an_empty_answer_loses_and_two_of_them_tie(folder):
         ["A>>B", "B>>A"], ["B>>A", "A>>B"], ["A=B", "A=B"],
     ]  # fmt: skip
     assert judged[0]["rewards"][1] is None and judged[0]["rewards"][0] is not None
+
+
+def test_an_empty_output_of_alpaca_eval_loses(folder):
+    texts = [("", "yes"), ("yes", " "), ("", "\n"), ("yes", "yes")]
+    pairs = [{"instruction": "Say.", "output_1": first, "output_2": second} for first, second in texts]
+    rows = annotate_by_reward(str(folder / "reward"), pairs)
+    assert [row["preference"] for row in rows] == [2.0, 1.0, 1.5, 1.5]
+    assert rows[0]["scores"][0] is None and rows[0]["annotator"] == f"reward_model:{folder / 'reward'}"
 
 
 def test_arena_hard_runs_end_to_end_with_a_reward_model(folder, tmp_path, capsys):
