@@ -14,25 +14,28 @@ PACKAGE = Path(__file__).parent.parent / "preftune"
 
 # Each part of the package and the parts it may import, beside itself.
 BASE = {"errors", "types"}
+KEPT = BASE | {"lock"}
 MIDDLE = BASE | {"objectives", "data", "model", "recipe"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
+    "lock": {"errors"},
     "objectives": BASE,
     "data": BASE,
     "model": BASE | {"objectives", "data"},
     "recipe": BASE | {"objectives", "data", "model"},
     "train": MIDDLE | {"endpoint"},
-    "endpoint": BASE,  # a client for OpenAI-compatible endpoints
+    "endpoint": KEPT,  # a client for OpenAI-compatible endpoints
     "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
     "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},
-    "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
-    "serve": MIDDLE | {"train", "endpoint", "generation"},
-    "export": MIDDLE | {"train"},
+    "evaluation": MIDDLE | KEPT | {"train", "endpoint", "generation", "serve"},
+    "report": BASE | {"train", "evaluation"},
+    "serve": MIDDLE | KEPT | {"train", "endpoint", "generation"},
+    "export": MIDDLE | KEPT | {"train"},
     "experiments": MIDDLE,  # runs are processes of their own
     "demo": MIDDLE | {"train", "evaluation", "serve"},
     "cli": MIDDLE
-    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo", "experiments"},
+    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "export", "demo", "experiments"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

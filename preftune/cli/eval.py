@@ -18,6 +18,9 @@ from preftune.cli.eval_generate import (
     run_arena_generate,
     run_mt_generate,
 )
+from preftune.cli.eval_harness import add_harness
+from preftune.cli.eval_judges import add_endpoint, add_reward_judge, check_given, check_one_judge, open_judge, positive
+from preftune.cli.eval_mt_bench import add_mt_judge, check_mt_judge, run_mt_judge
 from preftune.cli.eval_preferences import add_preferences
 from preftune.cli.eval_regress import add_regress
 
@@ -33,20 +36,24 @@ _EPILOG = """examples:
   preftune eval alpaca-eval judge model_outputs.json --baseline baseline.json --output annotations.json \\
       --reward-model runs/reward
   preftune eval mt-bench generate runs/simpo --questions question.jsonl --output answers.jsonl
-  preftune eval arena-hard score judgments.jsonl --version v0.1
+  preftune eval arena-hard score judgments.jsonl --style-control both --answers answers.jsonl \\
+      --baseline gpt-4-0314.jsonl
   preftune eval mt-bench judge answers.jsonl --questions question.jsonl --references reference.jsonl \\
       --prompts judge_prompts.jsonl --output judgments.jsonl --endpoint http://localhost:8000/v1 --judge my-judge
+  preftune eval mt-bench judge answers.jsonl --questions question.jsonl --against baseline.jsonl \\
+      --output games.jsonl --reward-model runs/reward
   preftune eval mt-bench score judgments.jsonl --questions question.jsonl
   preftune eval preferences runs/reward pairs.jsonl --subset category
   preftune eval preferences runs/simpo pairs.jsonl --objective simpo --set beta=2.0
   preftune eval regress my-sft runs/simpo heldout.jsonl
+  preftune eval harness runs/simpo --tasks gsm8k,mmlu
 
 Files are the official ones, plain or gzipped; none is part of preftune (docs/evaluation.md says where they are).
 `judge` keeps every reply beside its output, so that it goes on where it was stopped.
 """
 
 
-_RUN = "all three, in one folder; a step whose file is there is not done again"
+_RUN = "all three, in one folder; a step whose file is there, made of the same, is not done again"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,11 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     _arena_run(_step(arena, "run", _RUN))
     mt = _steps(benchmarks, "mt-bench", "ratings of two-turn questions")
     add_mt_generate(_step(mt, "generate", "questions to answers of both turns, by the category's temperature"))
-    _mt_judge(_step(mt, "judge", "answers to judgments by rating"))
+    _mt_judge(_step(mt, "judge", "answers to judgments: ratings, or games against a baseline"))
     _mt_score(_step(mt, "score", "judgments to means, by turn and category"))
     _mt_run(_step(mt, "run", _RUN))
     add_preferences(benchmarks)
     add_regress(benchmarks)
+    add_harness(benchmarks)
     return parser
 
 
@@ -116,34 +124,34 @@ def _alpaca_run(parser: argparse.ArgumentParser) -> None:
 def _run_alpaca(options: argparse.Namespace) -> int:
     options.questions = options.baseline
     options.outputs, options.annotations = _in_folder(options, "model_outputs.json", "annotations.json")
-    _one_judge(options)
-    _unless_there(options, options.outputs, run_alpaca_generate)
-    _unless_there(options, options.annotations, _run_alpaca_judge)
+    check_one_judge(options)
+    _once(options, options.outputs, run_alpaca_generate, _GENERATION, ("questions",))
+    _once(options, options.annotations, _run_alpaca_judge, ("judge", "reward_model", "scale"),
+          ("outputs", "baseline", "template"))  # fmt: skip
     return _run_alpaca_score(options)
 
 
 def _in_folder(options: argparse.Namespace, *names: str) -> list[str]:
+    """The files of a run's steps; what its last step prints is kept beside them as scores.json."""
     from pathlib import Path
 
+    options.scores = Path(options.folder) / "scores.json"
     return [str(Path(options.folder) / name) for name in names]
 
 
-def _unless_there(options: argparse.Namespace, path: str, step: Any) -> None:
-    """A step writes its file when it is done, so one that is there is not done again."""
+_GENERATION = ("model", "preset", "temperature", "max_new_tokens", "seed", "generator")
+
+
+def _once(options: argparse.Namespace, path: str, step: Any, names: Sequence[str], files: Sequence[str]) -> None:
+    """A step writes its file when it is done, so one that is there is not done again. names, files: what it is of."""
     from pathlib import Path
 
+    from preftune.evaluation.steps import mark_of_file, mark_of_model, once
+
     options.output = path
-    if Path(path).exists():
-        log.info("%s is there already.", path)
-    else:
-        step(options)
-
-
-def _one_judge(options: argparse.Namespace) -> None:
-    from preftune.errors import RecipeError
-
-    if (options.reward_model is None) == (options.endpoint is None):
-        raise RecipeError("Give one judge: --endpoint with --judge, or --reward-model.")
+    made_of = {name: getattr(options, name, None) for name in names}
+    made_of |= {name: mark_of_model(made_of[name]) for name in ("model", "reward_model") if name in made_of}
+    once(Path(path), made_of | {name: mark_of_file(getattr(options, name)) for name in files}, lambda: step(options))
 
 
 def _alpaca_judge(parser: argparse.ArgumentParser) -> None:
@@ -156,28 +164,24 @@ def _alpaca_judge(parser: argparse.ArgumentParser) -> None:
 
 def _add_alpaca_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", metavar="F.txt", help="the judge's prompt (that of an installed alpaca-eval)")
-    _add_endpoint(parser, required=False)
-    parser.add_argument(
-        "--reward-model", metavar="MODEL", help="judge by a local reward model, under a name of its own"
-    )
-    parser.add_argument(
-        "--scale", type=_positive, default=1.0, metavar="X", help="of the rewards: P = sigmoid(difference / X) (1)"
-    )
+    add_endpoint(parser)
+    add_reward_judge(parser)
 
 
 def _run_alpaca_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation.alpaca_judge import OUTPUT_FIELDS, annotate, annotate_by_reward, load_template, pair_up
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
 
-    _one_judge(options)
+    check_one_judge(options)
     pairs = pair_up(
         read_rows(options.outputs, OUTPUT_FIELDS), read_rows(options.baseline, OUTPUT_FIELDS), options.outputs
     )
+    check_output(options.output, [options.outputs, options.baseline, *filter(None, [options.template])])
     if options.reward_model is not None:
         rows = annotate_by_reward(options.reward_model, pairs, options.scale)
     else:
         template = load_template(options.template)
-        rows = annotate(_open_endpoint(options), pairs, template, options.prices)
+        rows = annotate(open_judge(options), pairs, template, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} annotations")
     return 0
@@ -194,7 +198,7 @@ def _add_length_control(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--difficulties", metavar="F.csv", help="instruction_difficulty.csv, for the length control")
     parser.add_argument("--gamed", metavar="F.csv", help="df_gamed.csv, for the length control")
     parser.add_argument("--minimal", action="store_true", help="length control without them: other questions or judges")
-    parser.add_argument("--strength", type=_positive, metavar="C", help="of the fit (chosen by five folds)")
+    parser.add_argument("--strength", type=positive, metavar="C", help="of the fit (chosen by five folds)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -212,7 +216,7 @@ def _run_alpaca_score(options: argparse.Namespace) -> int:
         minimal=options.minimal,
         C=options.strength,
     )
-    _print([table], options.json)
+    _print([table], options)
     if table.get("lc_doubtful"):
         log.warning(
             "The length control moved the win rate by more than 10 points and a quarter; the fit may have failed."
@@ -232,21 +236,33 @@ def _arena_judge(parser: argparse.ArgumentParser) -> None:
 
 def _add_arena_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", required=True, metavar="F.jsonl", help="the baseline's answers")
-    parser.add_argument("--prompts", required=True, metavar="F.yaml", help="the judge's file of arena-hard-auto")
+    parser.add_argument("--prompts", metavar="F.yaml", help="arena-hard-auto's file, for a judge that is asked")
     parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
-    _add_endpoint(parser, required=True)
+    add_endpoint(parser)
+    add_reward_judge(parser)
 
 
 def _run_arena_judge(options: argparse.Namespace) -> int:
     from preftune.evaluation.arena_judge import judge, load_judge_prompt
-    from preftune.evaluation.files import read_rows, write_rows
+    from preftune.evaluation.files import check_output, read_rows, write_rows
+    from preftune.evaluation.reward_judge import judge_arena_by_reward
 
+    _check_arena_judge(options)
     answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
-    prompt = load_judge_prompt(options.prompts)
-    rows = judge(_open_endpoint(options), answers, baseline, prompt, options.version, options.prices)
+    check_output(options.output, [path for path in (options.answers, options.baseline, options.prompts) if path])
+    if options.reward_model is not None:
+        rows = judge_arena_by_reward(options.reward_model, answers, baseline, options.version, options.scale)
+    else:
+        prompt = load_judge_prompt(options.prompts)
+        rows = judge(open_judge(options), answers, baseline, prompt, options.version, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0
+
+
+def _check_arena_judge(options: argparse.Namespace) -> None:
+    check_one_judge(options)
+    check_given(options, "prompts")
 
 
 def _arena_run(parser: argparse.ArgumentParser) -> None:
@@ -254,6 +270,7 @@ def _arena_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", required=True, metavar="F.jsonl", help="question.jsonl")
     parser.add_argument("--folder", required=True, metavar="DIR", help="for all files")
     _add_arena_judge(parser)
+    parser.add_argument("--style-control", choices=("both", "length", "markdown"), help="take style out of the score")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_arena)
 
@@ -261,14 +278,19 @@ def _arena_run(parser: argparse.ArgumentParser) -> None:
 def _run_arena(options: argparse.Namespace) -> int:
     options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
     options.judgments = [judgments]
-    _unless_there(options, options.answers, run_arena_generate)
-    _unless_there(options, judgments, _run_arena_judge)
+    _check_arena_judge(options)
+    _once(options, options.answers, run_arena_generate, _GENERATION, ("questions",))
+    _once(options, judgments, _run_arena_judge, ("judge", "version", "reward_model", "scale"),
+          ("answers", "baseline", "prompts"))  # fmt: skip
     return _run_arena_score(options)
 
 
 def _arena_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("judgments", nargs="+", metavar="JUDGMENTS.jsonl", help="of one or several models")
     parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
+    parser.add_argument("--style-control", choices=("both", "length", "markdown"), help="take style out of the score")
+    parser.add_argument("--answers", nargs="+", default=(), metavar="F.jsonl", help="of the models, for style control")
+    parser.add_argument("--baseline", metavar="F.jsonl", help="the baseline's answers, for style control")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_arena_score)
 
@@ -276,7 +298,14 @@ def _arena_score(parser: argparse.ArgumentParser) -> None:
 def _run_arena_score(options: argparse.Namespace) -> int:
     from preftune.evaluation.tables import arena_hard_table
 
-    _print(arena_hard_table(options.judgments, options.version), options.json)
+    table = arena_hard_table(
+        options.judgments,
+        options.version,
+        control=options.style_control,
+        answers=[options.answers] if isinstance(options.answers, str) else options.answers,
+        baseline=options.baseline,
+    )
+    _print(table, options)
     return 0
 
 
@@ -286,50 +315,26 @@ def _run_arena_score(options: argparse.Namespace) -> int:
 def _mt_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("answers", metavar="ANSWERS.jsonl")
     parser.add_argument("--output", required=True, metavar="F.jsonl", help="where the judgments go")
-    _add_mt_judge(parser)
-    parser.set_defaults(run=_run_mt_judge)
-
-
-def _add_mt_judge(parser: argparse.ArgumentParser) -> None:
-    for name, line in (
-        ("questions", "question.jsonl"),
-        ("references", "reference answers to math, reasoning and coding"),
-        ("prompts", "judge_prompts.jsonl"),
-    ):
-        parser.add_argument(f"--{name}", required=True, metavar="F.jsonl", help=line)
-    _add_endpoint(parser, required=True)
+    add_mt_judge(parser)
+    parser.set_defaults(run=run_mt_judge)
 
 
 def _mt_run(parser: argparse.ArgumentParser) -> None:
     add_generation(parser)
     parser.add_argument("--folder", required=True, metavar="DIR", help="for all files")
-    _add_mt_judge(parser)
+    add_mt_judge(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run_mt, pairs=False)
+    parser.set_defaults(run=_run_mt)
 
 
 def _run_mt(options: argparse.Namespace) -> int:
     options.answers, judgments = _in_folder(options, "answers.jsonl", "judgments.jsonl")
-    options.judgments = [judgments]
-    _unless_there(options, options.answers, run_mt_generate)
-    _unless_there(options, judgments, _run_mt_judge)
+    options.judgments, options.pairs = [judgments], options.against is not None
+    check_mt_judge(options)
+    _once(options, options.answers, run_mt_generate, _GENERATION, ("questions",))
+    _once(options, judgments, run_mt_judge, ("judge", "reward_model", "scale"),
+          ("answers", "questions", "references", "prompts", "against"))  # fmt: skip
     return _run_mt_score(options)
-
-
-def _run_mt_judge(options: argparse.Namespace) -> int:
-    from preftune.evaluation import mt_judge
-    from preftune.evaluation.files import read_rows, write_rows
-
-    judgings = mt_judge.build_judgings(
-        read_rows(options.questions, mt_judge.QUESTION_FIELDS),
-        read_rows(options.answers, mt_judge.ANSWER_FIELDS),
-        read_rows(options.references, ("question_id", "choices")),
-        read_rows(options.prompts, mt_judge.PROMPT_FIELDS),
-    )
-    rows = mt_judge.rate(_open_endpoint(options), judgings, options.prices)
-    write_rows(options.output, rows)
-    print(f"{options.output}: {len(rows)} judgments")
-    return 0
 
 
 def _mt_score(parser: argparse.ArgumentParser) -> None:
@@ -344,55 +349,23 @@ def _run_mt_score(options: argparse.Namespace) -> int:
     from preftune.evaluation.tables import mt_bench_pairs_table, mt_bench_table
 
     if options.pairs:
-        _print(mt_bench_pairs_table(options.judgments), options.json)
+        _print(mt_bench_pairs_table(options.judgments), options)
     else:
-        _print(mt_bench_table(options.judgments, options.questions), options.json)
+        _print(mt_bench_table(options.judgments, options.questions), options)
     return 0
-
-
-# --- the endpoint
-
-
-def _add_endpoint(parser: argparse.ArgumentParser, required: bool) -> None:
-    parser.add_argument("--endpoint", nargs="+", required=required, metavar="URL", help="addresses up to /v1")
-    parser.add_argument("--judge", required=required, metavar="NAME", help="the judge's name there")
-    parser.add_argument("--key-from", default="OPENAI_API_KEY", metavar="VAR", help="environment variable of the key")
-    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests under way at once (16)")
-    parser.add_argument("--tries", type=int, default=8, metavar="N", help="of a request (8)")
-    parser.add_argument(
-        "--prices", nargs=2, type=_positive, metavar=("READ", "WRITTEN"), help="of a million tokens, for the estimate"
-    )
-    parser.add_argument("--budget", type=_positive, metavar="X", help="what the judging may cost, at these prices")
-
-
-def _open_endpoint(options: argparse.Namespace) -> Any:
-    from preftune.evaluation.judge import open_endpoint
-
-    return open_endpoint(
-        options.endpoint,
-        options.judge,
-        options.output,
-        key_from=options.key_from,
-        concurrency=options.concurrency,
-        tries=options.tries,
-        prices=options.prices,
-        budget=options.budget,
-    )
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
-    return value
 
 
 # --- the page
 
 
-def _print(tables: Sequence[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(tables if len(tables) > 1 else tables[0], indent=2, ensure_ascii=False))
+def _print(tables: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    from preftune.evaluation.files import write_text
+
+    written = json.dumps(tables if len(tables) > 1 else tables[0], indent=2, ensure_ascii=False)
+    if hasattr(options, "scores"):
+        write_text(options.scores, written + "\n")
+    if options.json:
+        print(written)
         return
     from rich.console import Console
     from rich.table import Table

@@ -36,12 +36,13 @@ def run_alpaca_generate(options: argparse.Namespace) -> int:
     """Raises PreftuneError: the preset, the model or the questions are wrong."""
     from preftune.errors import RecipeError
     from preftune.evaluation.answers import changed_preset
-    from preftune.evaluation.files import read_rows
+    from preftune.evaluation.files import check_output, read_rows
     from preftune.evaluation.generate import PRESETS, generate_outputs
 
     if options.preset not in PRESETS:
         raise RecipeError(f"--preset: '{options.preset}' is none of {', '.join(PRESETS)}.")
     questions = read_rows(options.questions, ("instruction",))
+    check_output(options.output, [options.questions])
     preset = changed_preset(PRESETS[options.preset], options.max_new_tokens, options.temperature)
     rows = generate_outputs(options.model, _candidate(options), questions, options.output, preset)
     print(f"{options.output}: {len(rows)} outputs")
@@ -56,10 +57,11 @@ def add_mt_generate(parser: argparse.ArgumentParser) -> None:
 def run_mt_generate(options: argparse.Namespace) -> int:
     """Raises PreftuneError: the model or the questions are wrong."""
     from preftune.evaluation.bench_answers import MT_MAX_TOKENS, answer_mt_bench
-    from preftune.evaluation.files import read_rows
+    from preftune.evaluation.files import check_output, read_rows
 
     questions = read_rows(options.questions, ("question_id", "category", "turns"))
-    limit = options.max_new_tokens or MT_MAX_TOKENS
+    check_output(options.output, [options.questions])
+    limit = MT_MAX_TOKENS if options.max_new_tokens is None else options.max_new_tokens
     rows = answer_mt_bench(_candidate(options), questions, options.output, limit)
     print(f"{options.output}: {len(rows)} answers")
     return 0
@@ -74,9 +76,10 @@ def run_arena_generate(options: argparse.Namespace) -> int:
     """Raises PreftuneError: the model or the questions are wrong."""
     from preftune.evaluation.answers import changed_preset
     from preftune.evaluation.bench_answers import ARENA_PRESET, answer_arena_hard
-    from preftune.evaluation.files import read_rows
+    from preftune.evaluation.files import check_output, read_rows
 
     questions = read_rows(options.questions, ("uid", "prompt"))
+    check_output(options.output, [options.questions])
     preset = changed_preset(ARENA_PRESET, options.max_new_tokens)
     rows = answer_arena_hard(_candidate(options), questions, options.output, preset)
     print(f"{options.output}: {len(rows)} answers")

@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "sweep": "a recipe with other values of some keys, ranked",
     "bakeoff": "the paper's baselines on your data, in one table",
     "eval": "AlpacaEval 2, Arena-Hard, MT-Bench; reward accuracy; a model before and after",
+    "report": "runs and evaluations as one page: curves, answers side by side, win rates, cost",
     "chat": "talk to a model",
     "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",

@@ -50,7 +50,7 @@ def read_preference(completion: Any) -> float | None:
         logps = {item["token"]: float(item["logprob"]) for item in top if item["token"] in (FIRST, SECOND)}
     except (KeyError, IndexError, TypeError, ValueError):
         return None
-    if not logps:
+    if not logps or any(math.isnan(logp) for logp in logps.values()):
         return None
     highest = max(logps.values())
     if not math.isfinite(highest):

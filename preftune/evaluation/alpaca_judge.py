@@ -104,7 +104,10 @@ def pair_up(outputs: Rows, baseline: Rows, name: str = "model_outputs") -> Rows:
 
 
 def build_requests(pairs: Rows, template: Sequence[Mapping[str, str]]) -> list[ChatRequest]:
-    """One game each, in the order that the instruction decides; one token with its log-probs is asked for."""
+    """One game each, in the order that the instruction decides; one token with its log-probs is asked for.
+
+    Two equal outputs are a tie and not asked about, as by the package.
+    """
     return [
         ChatRequest(
             key=f"row {number}",
@@ -115,6 +118,7 @@ def build_requests(pairs: Rows, template: Sequence[Mapping[str, str]]) -> list[C
             top_logprobs=5,
         )
         for number, row in enumerate(pairs, 1)
+        if row["output_1"] != row["output_2"]
     ]
 
 
@@ -133,7 +137,13 @@ def annotate(
         EndpointError, BudgetSpentError: see `ask_all`.
     """
     replies = ask_all(endpoint, build_requests(pairs, template), prices)
-    rows = [_annotation(row, replies[f"row {number}"], endpoint.model) for number, row in enumerate(pairs, 1)]
+    weighted = all(reply.choices[0].logprobs is not None for reply in replies.values())
+    tie = {"annotator": annotator_name(endpoint.model, weighted), "preference": 1.5, "raw_completion": None}
+    found = [replies.get(f"row {number}") for number in range(1, len(pairs) + 1)]
+    rows = [
+        {**row, **tie} if reply is None else _annotation(row, reply, endpoint.model)
+        for row, reply in zip(pairs, found, strict=True)
+    ]
     if nulls := sum(row["preference"] is None for row in rows):
         log.warning("%d of %d judgments name no output and are null; they are left out of the score.", nulls, len(rows))
     return rows
@@ -169,28 +179,27 @@ def annotator_name(judge: str, weighted: bool) -> str:
 
 
 def annotate_by_reward(name: str, pairs: Rows, scale: float = 1.0) -> Rows:
-    """Annotations by a local reward model: P(model wins) = σ((r_model - r_baseline) / scale).
+    """Annotations by a local reward model: P(model wins) = σ((r_model - r_baseline) / scale); an empty output loses.
 
     Raises:
         ModelError: it cannot be loaded, or gives no finite score.
     """
-    from preftune.serve.reward import open_reward_model, score_examples
+    from preftune.evaluation.reward_judge import judge_name, lead, rewards_of
 
     examples = [
-        Example((Message("user", row["instruction"]),), (row["output_1"], row["output_2"]), Origin("outputs", "", n))
+        Example((Message("user", row["instruction"]),), (row[side],), Origin("outputs", "", n))
         for n, row in enumerate(pairs, 1)
+        for side in ("output_1", "output_2")
     ]
-    scores = score_examples(open_reward_model(name), examples)
-    if scores.cut:
-        log.warning("%d of %d outputs are longer than the reward model reads and were cut.", scores.cut, 2 * len(pairs))
+    flat = rewards_of(name, examples)
     return [
         {
             **row,
-            "annotator": f"reward_model:{name}",
-            "preference": 1 + _sigmoid((own - other) / scale),
+            "annotator": judge_name(name),
+            "preference": 1.5 if row["output_1"] == row["output_2"] else 1 + _sigmoid(lead(own, other, scale)),
             "scores": [other, own],
         }
-        for row, (other, own) in zip(pairs, scores.values, strict=True)
+        for row, other, own in zip(pairs, flat[::2], flat[1::2], strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ given: an answer depends on its prompt and the seed alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,17 @@ import torch
 
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.errors import DataError, ModelError
-from preftune.evaluation.files import read_text, write_text
 from preftune.generation import Engine, Request, Sampling
+from preftune.lock import open_alone, whole_lines
 from preftune.model.ends import ending_ids
 from preftune.model.load import load_model, load_tokenizer
+from preftune.model.place import weights_mark
 from preftune.serve.chat import model_folder, trained_system
 from preftune.types import Message
 
 log = logging.getLogger(__name__)
 SPOKEN_EVERY = 50  # answers
+MARKS = ("prompts", "weights", "template")  # settings that say nothing to a reader
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,14 @@ class Candidate:
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, beside prompts and sampling."""
-        return {"model": self.place, "generator": self.generator, "system": self.system, "seed": self.seed}
+        return {
+            "model": self.place,
+            "weights": weights_mark(self.place),
+            "template": mark_of([self.chat.template]),
+            "generator": self.generator,
+            "system": self.system,
+            "seed": self.seed,
+        }
 
     def prompt_ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """The ids of training's prompts.
@@ -105,8 +115,8 @@ class Candidate:
 
     def _load(self) -> Engine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_model(self.place, torch_dtype="float32" if device == "cpu" else "auto").to(device).eval()
-        return Engine(model, slots=self.slots)
+        model: Any = load_model(self.place, torch_dtype="float32" if device == "cpu" else "auto")
+        return Engine(model.to(device).eval(), slots=self.slots)
 
     def _sampling(self, model: Any, preset: Preset) -> Sampling:
         """Ends: those of training and of the model, and those of the preset that the model has."""
@@ -119,34 +129,58 @@ class Candidate:
 class Journal:
     """Answers by key, in OUTPUT.part.jsonl: its first line holds the settings, a torn last line is answered again.
 
+    The file is held until the job ends, so that two processes do not answer for one output.
+
     Raises:
-        DataError: it was begun with other settings.
+        DataError: it was begun with other settings, or another process writes it.
     """
 
     def __init__(self, output: str | Path, settings: Mapping[str, Any]) -> None:
         self.path, self.found = Path(f"{output}.part.jsonl"), dict[str, str]()
+        self.file = open_alone(self.path)
         known = json.loads(json.dumps(settings))
-        lines = read_text(self.path).split("\n") if self.path.exists() else []
-        whole = lines[:-1]  # the last is empty, or torn
-        if whole:
-            try:
-                before, *items = map(json.loads, whole)
-                self.found = {item["key"]: item["output"] for item in items}
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{self.path}: expected kept answers, found something else. Delete the file.") from None
-            changed = next((key for key in known if before.get(key) != known[key]), None)
-            if changed:
-                raise DataError(f"{self.path}: was begun with {changed!r} {before.get(changed)!r}, now it is "
-                                f"{known[changed]!r}. Go on with the same, or delete the file.")  # fmt: skip
-        write_text(self.path, "".join(line + "\n" for line in whole or [json.dumps(known)]))
+        lines = whole_lines(self.file)
+        if lines:
+            self._read(lines, known)
+        else:
+            self._write(known)
+
+    def _read(self, lines: list[bytes], known: dict[str, Any]) -> None:
+        try:
+            before, *items = (dict(json.loads(line)) for line in lines)
+            self.found = {str(item["key"]): item["output"] for item in items}
+            wrong = not all(isinstance(text, str) for text in self.found.values())
+        except (ValueError, KeyError, TypeError, RecursionError):
+            wrong = True
+        if wrong:
+            raise DataError(f"{self.path}: expected kept answers, found something else. Delete the file.")
+        changed = next((key for key in {**before, **known} if before.get(key) != known.get(key)), None)
+        if changed in MARKS:
+            raise DataError(f"{self.path}: was begun with other {changed!r}. Go on with the same, or delete the file.")
+        if changed:
+            raise DataError(f"{self.path}: was begun with {changed!r} {before.get(changed)!r}, now it is "
+                            f"{known.get(changed)!r}. Go on with the same, or delete the file.")  # fmt: skip
 
     def add(self, key: str, output: str) -> None:
+        """Keep an answer, which then survives the end of the process."""
         self.found[key] = output
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "output": output}) + "\n")
+        self._write({"key": key, "output": output})
+
+    def _write(self, item: Mapping[str, Any]) -> None:
+        try:
+            self.file.write(json.dumps(item).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror}). Make room and go on.") from None
 
     def remove(self) -> None:
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+
+
+def mark_of(questions: Sequence[Any]) -> str:
+    """A hash of the questions in their order: a job goes on with the same alone."""
+    return hashlib.blake2b(json.dumps(list(questions)).encode(), digest_size=16).hexdigest()
 
 
 def changed_preset(preset: Preset, max_new_tokens: int | None = None, temperature: float | None = None) -> Preset:

@@ -67,8 +67,14 @@ def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[
     Raises:
         DataError: a row is not of two games, or no verdict counts.
     """
-    judged = {row["model"]: [other for other in rows if other["model"] == row["model"]] for row in rows}
-    read = {model: _battles(own, version) for model, own in judged.items()}
+    judged: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        own, name = judged.setdefault(row["model"], {}), str(row.get("question_id", row.get("uid", number)))
+        if name in own:
+            raise DataError(f"judgments of {row['model']!r}: question {name} is there twice, which would count twice. "
+                            "Keep one of them.")  # fmt: skip
+        own[name] = row
+    read = {model: _battles(list(own.values()), version) for model, own in judged.items()}
     for model, (shares, _, nulls) in read.items():
         if not len(shares):
             raise DataError(f"judgments of {model!r}: none of {nulls} verdicts counts. Judge it again.")
@@ -88,18 +94,28 @@ def _battles(rows: Sequence[Mapping[str, Any]], version: Version) -> tuple[np.nd
     shares: list[float] = []
     questions = nulls = 0
     for row in rows:
-        where = f"judgments of {row['model']!r}, question {row.get('question_id', row.get('uid', '?'))}"
-        games = row.get("games")
-        if not isinstance(games, list) or len(games) != 2:
-            raise DataError(f"{where}: expected two games, found {len(games) if isinstance(games, list) else games!r}.")
-        first, second = (_outcome(game, version, where) for game in games)
-        nulls += (first is None) + (second is None)
-        if version == "v2.0" and (first is None or second is None):
-            continue
-        own = [1 - share for share in first or ()] + list(second or ())
+        own, empty = read_shares(row, version)
+        nulls += empty
         questions += bool(own)
         shares += own
     return np.array(shares), questions, nulls
+
+
+def read_shares(row: Mapping[str, Any], version: Version) -> tuple[list[float], int]:
+    """The model's share of each battle of one question, and how many of its two verdicts are null.
+
+    Raises:
+        DataError: the row has not two games, or a verdict is none.
+    """
+    where = f"judgments of {row['model']!r}, question {row.get('question_id', row.get('uid', '?'))}"
+    games = row.get("games")
+    if not isinstance(games, list) or len(games) != 2:
+        raise DataError(f"{where}: expected two games, found {len(games) if isinstance(games, list) else games!r}.")
+    first, second = (_outcome(game, version, where) for game in games)
+    empty = (first is None) + (second is None)
+    if version == "v2.0" and empty:
+        return [], empty
+    return [1 - share for share in first or ()] + list(second or ()), empty
 
 
 def _outcome(game: Any, version: Version, where: str) -> list[float] | None:

@@ -82,10 +82,8 @@ def judge(
         DataError: a question has no answer.
         EndpointError, BudgetSpentError: see `ask_all`.
     """
-    mine, other = (_by_question(rows, name) for rows, name in ((answers, "answers"), (baseline, "baseline")))
-    if absent := [uid for uid in other if uid not in mine]:
-        raise DataError(f"answers: {len(absent)} of {len(other)} questions of the baseline have none, the first is "
-                        f"{absent[0]}. Generate them.")  # fmt: skip
+    mine, other = answers_by_question(answers, "answers"), answers_by_question(baseline, "baseline")
+    check_answered(mine, other)
     requests = {}
     for uid, (question, own, _) in mine.items():
         if uid in other:
@@ -149,7 +147,14 @@ def _row(
     return {**name, "model": own[2], "judge": judge, "baseline": other[2], "games": games}
 
 
-def _by_question(rows: Rows, name: str) -> dict[str, tuple[str, str, str]]:
+def check_answered(answers: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
+    """Raises DataError: a question of the baseline has no answer."""
+    if absent := [uid for uid in baseline if uid not in answers]:
+        raise DataError(f"answers: {len(absent)} of {len(baseline)} questions of the baseline have none, the first is "
+                        f"{absent[0]}. Generate them.")  # fmt: skip
+
+
+def answers_by_question(rows: Rows, name: str) -> dict[str, tuple[str, str, str]]:
     """uid -> question, answer and model, of answers of one model.
 
     Raises:

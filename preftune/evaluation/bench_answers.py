@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
-from preftune.evaluation.answers import Candidate, Journal, Preset
+from preftune.evaluation.answers import Candidate, Journal, Preset, mark_of
 from preftune.evaluation.files import Rows, write_rows
 from preftune.types import Message
 
@@ -41,7 +41,8 @@ def answer_mt_bench(
         for name, question in zip(names, questions, strict=True)
         for turn in (1, 2)
     }
-    journal = Journal(output, candidate.settings() | {"max_new_tokens": max_new_tokens, "prompts": len(presets)})
+    asked = mark_of([[name, q["category"], q["turns"]] for name, q in zip(names, questions, strict=True)])
+    journal = Journal(output, candidate.settings() | {"max_new_tokens": max_new_tokens, "prompts": asked})
     talks = {name: [Message("user", question["turns"][0])] for name, question in zip(names, questions, strict=True)}
     for turn in (1, 2):
         candidate.answer({f"{name}/{turn}": talk for name, talk in talks.items()}, presets, journal)
@@ -78,7 +79,8 @@ def answer_arena_hard(candidate: Candidate, questions: Rows, output: str | Path,
         if not isinstance(question["prompt"], str) or not question["prompt"]:
             raise DataError(f"question {name}: expected 'prompt' to be a text, found {question['prompt']!r}.")
     sampling: dict[str, Any] = {"temperature": preset.temperature, "max_new_tokens": preset.max_new_tokens}
-    journal = Journal(output, candidate.settings() | sampling | {"prompts": len(names)})
+    asked = mark_of([[name, question["prompt"]] for name, question in zip(names, questions, strict=True)])
+    journal = Journal(output, candidate.settings() | sampling | {"prompts": asked})
     talks = {name: [Message("user", question["prompt"])] for name, question in zip(names, questions, strict=True)}
     candidate.answer(talks, dict.fromkeys(talks, preset), journal)
     rows = [

@@ -9,6 +9,9 @@ import csv
 import gzip
 import io
 import json
+import math
+import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from typing import Any
 from preftune.errors import DataError
 
 Rows = list[dict[str, Any]]
+NAMES = frozenset({"question_id", "uid", "model", "model_id", "model_1", "model_2", "category", "name"})
+TEXTS = frozenset({"instruction", "output", "system_prompt", "prompt_template"})
 
 
 def read_text(path: str | Path) -> str:
@@ -27,8 +32,8 @@ def read_text(path: str | Path) -> str:
     path = Path(path)
     try:
         raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"{path}: cannot be read ({reason}). Give a file that is there, UTF-8 text or .gz.") from None
 
@@ -51,7 +56,17 @@ def read_rows(path: str | Path, needs: Sequence[str] = ()) -> Rows:
             found = ", ".join(list(row)[:8])
             raise DataError(f"{path} row {number}: expected the fields {', '.join(needs)}; {missing[0]!r} is missing"
                             f" (found {found}).")  # fmt: skip
+        for field in needs:
+            _check_kind(f"{path} row {number}", field, row[field])
     return rows
+
+
+def _check_kind(where: str, field: str, value: Any) -> None:
+    """Fields that rows are joined and named by."""
+    if field in NAMES and (value == "" or isinstance(value, bool) or not isinstance(value, str | int)):
+        raise DataError(f"{where}: expected {field!r} to be a name or a whole number, found {value!r}.")
+    if field in TEXTS and not isinstance(value, str):
+        raise DataError(f"{where}: expected {field!r} to be a text, found {value!r}.")
 
 
 def _json_lines(path: str | Path, text: str) -> list[Any]:
@@ -62,7 +77,7 @@ def _json_lines(path: str | Path, text: str) -> list[Any]:
 def _json(path: str | Path, text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: {where} is not JSON ({error}). Write it anew.") from None
 
 
@@ -73,19 +88,27 @@ def read_table(path: str | Path, needs: Sequence[str]) -> list[dict[str, str]]:
         DataError: the file is not such.
     """
     reader = csv.DictReader(io.StringIO(read_text(path)))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}: is not CSV ({error}). Check that it is the file that is meant."
+                        ) from None  # fmt: skip
     missing = [name for name in needs if name not in (reader.fieldnames or ())]
     if missing:
         raise DataError(f"{path}: expected a CSV file with the columns {', '.join(map(repr, needs))}; "
                         f"{missing[0]!r} is missing.")  # fmt: skip
-    return list(reader)
+    return rows
 
 
 def to_number(text: str, where: str) -> float:
-    """Raises DataError: the text is no number."""
+    """Raises DataError: the text is no finite number."""
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
-        raise DataError(f"{where}: expected a number, found {text!r}.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{where}: expected a number, found {text!r}.")
+    return number
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -93,11 +116,24 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}). Give a folder that can be.") from None
+
+
+def check_output(path: str | Path, reads: Sequence[str | Path]) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        DataError: it is one of them, or a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. Give --output a file.")
+    if path.exists() and any(Path(other).exists() and path.samefile(other) for other in reads):
+        raise DataError(f"{path}: is a file that is read. Give another --output.")
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 
 from preftune.errors import DataError
-from preftune.evaluation.answers import Candidate, Journal, Preset
-from preftune.evaluation.files import Rows, write_rows, write_text
+from preftune.evaluation.answers import Candidate, Journal, Preset, mark_of
+from preftune.evaluation.files import Rows, read_text, write_rows, write_text
 from preftune.types import Message
 
 CONFIGURATION = ("configs.yaml", "prompt.txt")
 PACKAGE = "0.6.2"  # of alpaca-eval; from 0.6.3 on it decodes with vLLM in another way
+NOTE = f"# For alpaca-eval {PACKAGE}, the version of the published numbers: 0.6.3 changed how vLLM decodes.\n"
 
 # github.com/princeton-nlp/SimPO, eval/alpacaeval2/configs.
 PRESETS = {
@@ -39,8 +40,9 @@ def generate_outputs(model: str, candidate: Candidate, questions: Rows, output: 
         DataError: a question is no text, or `output` was begun with other settings.
         ModelError: a question does not fit.
     """
+    _check_beside(Path(output))
     texts = [_instruction(row, number) for number, row in enumerate(questions, 1)]
-    journal = Journal(output, candidate.settings() | asdict(preset) | {"prompts": len(texts)})
+    journal = Journal(output, candidate.settings() | asdict(preset) | {"prompts": mark_of(texts)})
     conversations = {str(number): [Message("user", text)] for number, text in enumerate(texts)}
     candidate.answer(conversations, dict.fromkeys(conversations, preset), journal)
     rows = [
@@ -57,6 +59,14 @@ def generate_outputs(model: str, candidate: Candidate, questions: Rows, output: 
         write_text(Path(output).with_name(file), text)
     journal.remove()
     return rows
+
+
+def _check_beside(output: Path) -> None:
+    """Files beside the output that are replaced are ours."""
+    for name in CONFIGURATION:
+        file, first = output.with_name(name), output.with_name(CONFIGURATION[0])
+        if file.exists() and not (first.is_file() and read_text(first).startswith(NOTE)):
+            raise DataError(f"{file}: is there already, and is none of ours. Give an --output in another folder.")
 
 
 def configuration(model: str, candidate: Candidate, preset: Preset) -> tuple[str, str]:
@@ -84,8 +94,7 @@ def configuration(model: str, candidate: Candidate, preset: Preset) -> tuple[str
         "completions_kwargs": settings,
         "pretty_name": generator,
     }
-    note = f"# For alpaca-eval {PACKAGE}, the version of the published numbers: 0.6.3 changed how vLLM decodes.\n"
-    return note + yaml.safe_dump({generator: entry}, sort_keys=False, allow_unicode=True), prompt
+    return NOTE + yaml.safe_dump({generator: entry}, sort_keys=False, allow_unicode=True), prompt
 
 
 def _instruction(row: Mapping[str, Any], number: int) -> str:

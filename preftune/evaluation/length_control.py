@@ -63,13 +63,20 @@ class LengthControlled:
 
 
 def load_difficulties(path: str | Path) -> np.ndarray:
-    """(N,) by the column `index`.
+    """(N,) by the column `index`, or as they stand where there is none.
 
     Raises:
         DataError: the file is not such.
     """
     rows = read_table(path, ("instruction_difficulty",))
-    return np.array([to_number(row["instruction_difficulty"], f"{path} row {n}") for n, row in enumerate(rows, 1)])
+    found = np.array([to_number(row["instruction_difficulty"], f"{path} row {n}") for n, row in enumerate(rows, 1)])
+    if not rows or "index" not in rows[0]:
+        return found
+    places = np.array([to_number(row["index"], f"{path} row {n}") for n, row in enumerate(rows, 1)])
+    order = np.argsort(places)
+    if not np.array_equal(places[order], np.arange(len(rows))):
+        raise DataError(f"{path}: expected the column 'index' to count from 0 to {len(rows) - 1}.")
+    return found[order]
 
 
 def load_gamed(path: str | Path) -> GamedRows:
@@ -156,7 +163,7 @@ def fit(
         train, labels = np.concatenate([baseline, train]), np.concatenate([gamed.won, labels])
         weights = np.concatenate([np.full(len(gamed.won), GAMED_WEIGHT), weights])
     used = [0, 1, 2] if difficulties is not None else [0, 2]
-    model, strength = _regression(train[:, used], labels, weights, C)
+    model, strength = _regression(train[:, used], labels, weights, C, name)
     found = dict(zip(used, model.coef_[0].tolist(), strict=True))
     return controlled(Coefficients(found[0], found.get(1, 0.0), found[2]), own, strength)
 
@@ -186,7 +193,7 @@ def is_extreme(plain: float, length_controlled: float) -> bool:
 
 
 def _regression(
-    features: np.ndarray, won: np.ndarray, weights: np.ndarray, C: float | None
+    features: np.ndarray, won: np.ndarray, weights: np.ndarray, C: float | None, name: str
 ) -> tuple[LogisticRegression, float]:
     """Soft labels as two rows each: won with weight p, lost with weight 1 - p; both in the same fold."""
     try:
@@ -204,6 +211,9 @@ def _regression(
     if C is not None:
         fixed = LogisticRegression(l1_ratio=1.0, C=C, **settings)
         return fixed.fit(twice, labels, sample_weight=shares * row_weights), C
+    if len(won) < FOLDS:
+        raise DataError(f"{name}: {len(won)} judged rows; the strength of the length control is chosen by {FOLDS} "
+                        "folds. Judge more, or give the strength.")  # fmt: skip
     with sklearn.config_context(enable_metadata_routing=True):
         scorer = make_scorer(_log_loss, response_method="predict_proba", greater_is_better=False)
         chosen = LogisticRegressionCV(

@@ -50,6 +50,10 @@ class Games:
         return 100 * self.wins / self.played
 
     @property
+    def loss_rate(self) -> float:
+        return 100 * self.losses / self.played
+
+    @property
     def win_rate_adjusted(self) -> float:
         return 100 * (self.wins + self.ties / 2) / self.played
 
@@ -91,6 +95,8 @@ def score(rows: Sequence[Mapping[str, Any]], categories: Mapping[Any, str] | Non
             raise DataError(
                 f"judgments row {number}: question {row['question_id']!r} is not among the questions given."
             )
+        if isinstance(row["turn"], bool) or not isinstance(row["turn"], int):
+            raise DataError(f"judgments row {number}: expected a turn of 1 or 2, found {row['turn']!r}.")
         judged.setdefault(row["model"], []).append(row)
     return {model: _means(model, own, categories or {}) for model, own in judged.items()}
 
@@ -102,7 +108,7 @@ def _means(model: str, rows: Sequence[Mapping[str, Any]], categories: Mapping[An
     turns: dict[int, list[float]] = {}
     kinds: dict[str, list[float]] = {}
     for row in rated:
-        turns.setdefault(int(row["turn"]), []).append(row["score"])
+        turns.setdefault(row["turn"], []).append(row["score"])
         if categories:
             kinds.setdefault(categories[row["question_id"]], []).append(row["score"])
     return Ratings(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 from preftune.endpoint import ChatRequest, Endpoint
@@ -37,8 +38,12 @@ def build_judgings(questions: Rows, answers: Rows, references: Rows, prompts: Ro
         DataError: a prompt, an answer or a reference is missing.
     """
     templates = {row["name"]: row for row in prompts}
-    given = {(row["question_id"], row["model_id"]): _turns(row, "answers") for row in answers}
-    correct = {row["question_id"]: _turns(row, "references") for row in references}
+    given: dict[tuple[Any, str], list[str]] = {}
+    for row in answers:
+        place = row["question_id"], row["model_id"]
+        if given.setdefault(place, turns_of(row, "answers")) != turns_of(row, "answers"):
+            raise DataError(f"answers of {place[1]!r}: question {place[0]} is answered twice. Keep one of them.")
+    correct = {row["question_id"]: turns_of(row, "references") for row in references}
     found = []
     for model in dict.fromkeys(row["model_id"] for row in answers):
         for turn in (1, 2):
@@ -61,15 +66,19 @@ def _judging(
     number, referenced = question["question_id"], question["category"] in WITH_REFERENCE
     name = f"single-{'math-' if referenced else ''}v1{'-multi-turn' if turn == 2 else ''}"
     if name not in templates:
-        raise DataError(f"judge prompts: {name!r} is missing; found {', '.join(templates)}. Give FastChat's file.")
+        raise DataError(
+            f"judge prompts: {name!r} is missing; found {', '.join(map(str, templates))}. Give FastChat's file."
+        )
     if referenced and number not in references:
         raise DataError(f"references: question {number} ({question['category']}) has none. Give all of them.")
     asked = question["turns"]
+    if not isinstance(asked, list) or len(asked) != 2 or not all(isinstance(text, str) for text in asked):
+        raise DataError(f"question {number}: expected two turns, found {asked!r}.")
     fields = {"question": asked[0], "question_1": asked[0], "question_2": asked[1], "answer": answers[0],
               "answer_1": answers[0], "answer_2": answers[1]}  # fmt: skip
     if referenced:
         fields |= {f"ref_answer_{place}": text for place, text in enumerate(references[number], 1)}
-    text = templates[name]["prompt_template"].format(**fields)
+    text = filled(name, templates[name]["prompt_template"], fields)
     messages = [
         {"role": "system", "content": templates[name]["system_prompt"]},
         {"role": "user", "content": text},
@@ -79,7 +88,24 @@ def _judging(
     return Judging(row, ChatRequest(key=key, messages=messages, temperature=0, max_tokens=MAX_TOKENS))
 
 
-def _turns(row: Mapping[str, Any], name: str) -> list[str]:
+def filled(name: str, template: str, fields: Mapping[str, str]) -> str:
+    """Places are names alone: `{question.x}` would read what is in the program."""
+    try:
+        places = [place for _, place, _, _ in Formatter().parse(template) if place is not None]
+        if set(places) <= set(fields):
+            return template.format(**fields)
+        reason = f"{{{next(place for place in places if place not in fields)}}} is none of {', '.join(fields)}"
+    except ValueError as error:
+        reason = str(error)
+    raise DataError(f"judge prompts: {name!r} cannot be filled in ({reason}). Give FastChat's file.")
+
+
+def turns_of(row: Mapping[str, Any], name: str) -> list[str]:
+    """The two turns of an answer.
+
+    Raises:
+        DataError: it has not two texts.
+    """
     try:
         turns = list(row["choices"][0]["turns"])
     except (KeyError, IndexError, TypeError):

@@ -160,8 +160,8 @@ def _place(name: str) -> str:
 def _logps(name: str, groups: Sequence[TokenizedGroup]) -> ResponseLogps:
     """(G, 2) of both responses; long groups run first, one at a time where they fill a batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(_place(name), torch_dtype="float32" if device == "cpu" else "auto").to(device).eval()
-    policy = to_policy(model)
+    model: Any = load_model(_place(name), torch_dtype="float32" if device == "cpu" else "auto")
+    policy = to_policy(model.to(device).eval())
     sums = torch.zeros(len(groups), 2)
     for batch in _batches([len(g.prompt_ids) * 2 + sum(map(len, g.response_ids)) for g in groups]):
         found = policy(batch=pack([groups[number] for number in batch]).to(device))

@@ -125,7 +125,8 @@ def _look(
     name = str(model_folder(folder)) if folder.is_dir() else name
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(name)
-    model = load_model(name, torch_dtype="float32" if device == "cpu" else "auto").to(device).eval()
+    model: Any = load_model(name, torch_dtype="float32" if device == "cpu" else "auto")
+    model = model.to(device).eval()
     chat = read_chat_format(tokenizer)
     groups = _encoded(name, examples, chat)
     sampling = Sampling(max_tokens, 0.0, ends=ending_ids(model, chat))
@@ -140,7 +141,7 @@ def _look(
     policy = to_policy(model)
     own = _logps(policy, [TokenizedGroup(group.prompt_ids, group.response_ids[:1], group.origin) for group in groups])
     others = [TokenizedGroup(g.prompt_ids, [ids], g.origin) for g, ids in zip(groups, drawn, strict=True)]
-    texts = [tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+    texts = [str(tokenizer.decode(answer.ids, skip_special_tokens=True)) for answer in answers]
     return Looked(
         texts=texts,
         tokens=[len(answer.ids) for answer in answers],

@@ -10,6 +10,7 @@ from typing import Any
 from preftune.errors import DataError
 from preftune.evaluation import arena_hard, mt_bench
 from preftune.evaluation.alpaca_eval import ANNOTATION_FIELDS, average_length, win_rate
+from preftune.evaluation.arena_style import Control, score_with_style
 from preftune.evaluation.files import read_rows
 from preftune.evaluation.judge import OFFICIAL_ANNOTATOR
 from preftune.evaluation.length_control import fit, is_extreme, load_difficulties, load_gamed
@@ -70,17 +71,52 @@ def alpaca_eval_table(
     }
 
 
-def arena_hard_table(judgments: Sequence[str | Path], version: arena_hard.Version) -> list[dict[str, Any]]:
-    """Best first. v0.1 pools the battles of all files for its intervals.
+def arena_hard_table(
+    judgments: Sequence[str | Path],
+    version: arena_hard.Version,
+    *,
+    control: Control | None = None,
+    answers: Sequence[str | Path] = (),
+    baseline: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Best first. v0.1 pools the battles of all files for its intervals; v2.0 scores each category by itself.
+
+    Args:
+        control: the style that is taken out, by the answers of the models and the baseline.
 
     Raises:
         DataError: a file is wrong, or judges or baselines are mixed.
     """
+    name = ", ".join(map(str, judgments))
     rows = [row for path in judgments for row in read_rows(path, ("model", "games"))]
-    judge = _only(rows, "judge", ", ".join(map(str, judgments)))
-    _only(rows, "baseline", ", ".join(map(str, judgments)))
-    scores = sorted(arena_hard.score(rows, version).items(), key=lambda item: -item[1].score)
-    return [{"model": model, "judge": judge, "version": version, **asdict(found)} for model, found in scores]
+    judge = _only(rows, "judge", name)
+    kinds = list(dict.fromkeys(row.get("category") for row in rows)) if version == "v2.0" else [None]
+    table = []
+    for kind in kinds:
+        own = [row for row in rows if version == "v0.1" or row.get("category") == kind]
+        _only(own, "baseline", name)
+        head = {"judge": judge, "version": version} | ({} if kind is None else {"category": kind})
+        scores, style = _arena_scores(own, version, control, answers, baseline)
+        best = sorted(scores.items(), key=lambda item: -item[1].score)
+        table += [{"model": model, **head, **asdict(found), **style} for model, found in best]
+    return table
+
+
+def _arena_scores(
+    rows: Sequence[dict[str, Any]],
+    version: arena_hard.Version,
+    control: Control | None,
+    answers: Sequence[str | Path],
+    baseline: str | Path | None,
+) -> tuple[dict[str, arena_hard.ArenaScore], dict[str, Any]]:
+    """The scores, and what was controlled."""
+    if control is None:
+        return arena_hard.score(rows, version), {}
+    if not answers or baseline is None:
+        raise DataError("Style control reads the answers. Give those of the models and of the baseline.")
+    given = [row for path in answers for row in read_rows(path)]
+    found = score_with_style(rows, given, read_rows(baseline), version, control)
+    return found.scores, {"style": control, "style_coefficients": found.coefficients, "length_unit": found.unit}
 
 
 def mt_bench_table(judgments: Sequence[str | Path], questions: str | Path | None = None) -> list[dict[str, Any]]:
@@ -90,8 +126,7 @@ def mt_bench_table(judgments: Sequence[str | Path], questions: str | Path | None
         DataError: a file is wrong, or judges are mixed.
     """
     rows = [row for path in judgments for row in read_rows(path, ("question_id", "model", "score", "turn"))]
-    judges = [{"judge": (row.get("judge") or [None])[0]} for row in rows]
-    judge = _only(judges, "judge", ", ".join(map(str, judgments)))
+    judge = _only(_first_judges(rows), "judge", ", ".join(map(str, judgments)))
     kinds = None
     if questions is not None:
         kinds = {row["question_id"]: row["category"] for row in read_rows(questions, ("question_id", "category"))}
@@ -103,15 +138,29 @@ def mt_bench_pairs_table(judgments: Sequence[str | Path]) -> list[dict[str, Any]
     """Best first, of games between two models in both orders.
 
     Raises:
-        DataError: a file is wrong.
+        DataError: a file is wrong, or judges are mixed.
     """
     needs = ("model_1", "model_2", "g1_winner", "g2_winner")
     rows = [row for path in judgments for row in read_rows(path, needs)]
+    judge = _only(_first_judges(rows), "judge", ", ".join(map(str, judgments)))
     found = sorted(mt_bench.score_pairs(rows).items(), key=lambda item: -item[1].win_rate_adjusted)
     return [
-        {"model": model, **asdict(own), "win_rate": own.win_rate, "win_rate_adjusted": own.win_rate_adjusted}
+        {
+            "model": model,
+            "judge": judge,
+            **asdict(own),
+            "win_rate": own.win_rate,
+            "loss_rate": own.loss_rate,
+            "win_rate_adjusted": own.win_rate_adjusted,
+        }
         for model, own in found
     ]
+
+
+def _first_judges(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """FastChat's is a list of the judge and its prompt; the judge alone."""
+    named = [row.get("judge") for row in rows]
+    return [{"judge": name[0] if isinstance(name, list) and name else name} for name in named]
 
 
 def _only(rows: Sequence[dict[str, Any]], field: str, name: str | Path) -> Any:

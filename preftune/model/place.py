@@ -71,6 +71,14 @@ def refuse_pickle(name: str) -> None:
                     )
 
 
+def weights_mark(name: str) -> dict[str, list[int]]:
+    """Path -> size and time of the files with the weights of a folder, an adapter's base too; nothing of a hub name."""
+    own = Path(name).expanduser()
+    folders = [folder for folder in (own, _base_folder(own)) if folder is not None and folder.is_dir()]
+    files = [path for folder in folders for kind in ("*.safetensors", "*.bin") for path in sorted(folder.glob(kind))]
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
 def _base_folder(folder: Path) -> Path | None:
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]

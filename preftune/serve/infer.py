@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +26,9 @@ from rich.progress import Progress
 from preftune.data import load_preferences
 from preftune.errors import CheckpointError, DataError, Interrupted, ModelError
 from preftune.generation import Answer, Engine, Request, Sampling
+from preftune.lock import open_alone, whole_lines
 from preftune.model.ends import ending_ids
+from preftune.model.place import weights_mark
 from preftune.serve.chat import Chat
 from preftune.types import Message, Origin
 
@@ -150,9 +153,8 @@ def _said(message: Message) -> dict[str, str]:
 def _settings(chat: Chat, prompts: list[Prompt]) -> dict[str, Any]:
     """What the answers depend on."""
     digest = hashlib.sha256(json.dumps([prompt.ids for prompt in prompts]).encode()).hexdigest()
-    weights = sorted(Path(chat.name).glob("*.safetensors")) if Path(chat.name).is_dir() else []
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in weights}
-    return {"model": chat.name, "weights": files, "prompts": digest, "rows": len(prompts), **asdict(chat.sampling)}
+    known = {"model": chat.name, "weights": weights_mark(chat.name), "prompts": digest, "rows": len(prompts)}
+    return known | asdict(chat.sampling)
 
 
 def _checked(target: Path, source: Path) -> Path:
@@ -172,18 +174,19 @@ class _Journal:
         self.target, self.part = target, target.with_name(target.name + ".part")
         self.header = _line({"settings": json.loads(json.dumps(settings))})
         self.rows, self.done, self.tokens, self.cut = rows, 0, 0, 0
-        if overwrite:
-            self.part.unlink(missing_ok=True)
-        elif target.exists():
+        if target.exists() and not overwrite:
             raise CheckpointError(f"{target}: is finished already. Give another --output, or add --overwrite.")
+        self.file = open_alone(self.part)
+        if overwrite:
+            self.file.truncate(0)
         self._open()
 
     def _open(self) -> None:
-        """Read what was done, and cut off a torn line."""
-        text = self.part.read_bytes() if self.part.is_file() else b""
-        lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+        """Read what was done."""
+        lines = whole_lines(self.file)
         if not lines:
-            self.part.write_bytes(self.header)
+            self.file.write(self.header)
+            self.file.flush()
             return
         if lines[0] != self.header:
             raise CheckpointError(
@@ -197,8 +200,6 @@ class _Journal:
                 raise CheckpointError(
                     f"{self.part} line {place}: no row that this job has written. Add --overwrite to begin anew."
                 ) from cause
-        if len(text) != sum(map(len, lines)):
-            os.truncate(self.part, sum(map(len, lines)))
         if self.done:
             log.info("%s: going on after %d of %d rows.", self.part, self.done, self.rows)
 
@@ -207,7 +208,7 @@ class _Journal:
         console = Console(stderr=True)
         bar = Progress(console=console, transient=True, disable=not console.is_terminal)
         try:
-            with self.part.open("ab") as self.file, bar as self.bar:
+            with bar as self.bar:
                 self.task = bar.add_task("answering", total=self.rows, completed=self.done)
                 yield self.done
                 self.file.flush()
@@ -224,17 +225,29 @@ class _Journal:
         self.bar.update(self.task, completed=self.done)
 
     def finish(self) -> dict[str, Any]:
-        """Put the file under its name."""
+        """Put the file under its name.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        try:
+            self._name()
+        except OSError as cause:
+            raise DataError(
+                f"{self.target}: cannot be written ({cause.strerror or cause}). Make room and go on."
+            ) from None
+        return {"rows": self.done, "tokens": self.tokens, "cut": self.cut, "output": str(self.target)}
+
+    def _name(self) -> None:
         whole = self.target.with_name(f".{self.target.name}.whole")
-        with self.part.open("rb") as part, whole.open("wb") as file:
-            part.readline()
-            for line in part:
-                file.write(line)
+        with whole.open("wb") as file:
+            self.file.seek(len(self.header))
+            shutil.copyfileobj(self.file, file)
             file.flush()
             os.fsync(file.fileno())
         whole.replace(self.target)
         self.part.unlink()
-        return {"rows": self.done, "tokens": self.tokens, "cut": self.cut, "output": str(self.target)}
+        self.file.close()
 
     def _count(self, row: dict[str, Any]) -> None:
         self.done += 1

@@ -16,6 +16,7 @@ from preftune.serve.chat import Sampling, open_chat
 from preftune.serve.infer import answers, infer_file, read_prompts
 from tests.data.conftest import find_data_folder
 from tests.export.conftest import save_adapter, save_small
+from tests.holding import held_by_another
 
 QUESTIONS = [f"{number} {'and more ' * (number % 3)}?" for number in range(12)]
 
@@ -101,6 +102,15 @@ def test_other_settings_do_not_go_on_with_a_job(models, work, capsys):
     assert infer(models[0], "--seed", "4") == 2
     assert "was begun with seed 0. Give that again to go on with it" in capsys.readouterr().err
     assert infer(models[0], "--seed", "4", "--overwrite") == 0
+
+
+def test_two_processes_do_not_write_one_output(models, work, capsys):
+    """Both would go on after the same row, and the file would hold rows twice."""
+    with held_by_another("out.jsonl.part"):
+        for words in ([], ["--overwrite"]):
+            assert infer(models[0], *words) == 2
+            assert "out.jsonl.part: another process is writing it" in capsys.readouterr().err
+    assert infer(models[0]) == 0 and len(rows()) == len(QUESTIONS)
 
 
 def test_a_finished_file_is_left_as_it_is(models, work, capsys):

@@ -26,6 +26,7 @@ from preftune.endpoint import (
 )
 from preftune.errors import DataError, RecipeError
 from tests.endpoint.server import Script, serving
+from tests.holding import held_by_another
 
 
 def ask(key, **more):
@@ -211,6 +212,14 @@ def test_a_cache_that_is_something_else_is_refused(tmp_path):
     file.write_text('{"prompt": "x"}\n')
     with pytest.raises(DataError, match=r"replies.jsonl line 1: expected a kept reply"):
         ReplyCache(file)
+
+
+def test_a_cache_that_another_process_has_is_refused(tmp_path):
+    """Both would ask, and pay, for the same replies."""
+    refused = pytest.raises(DataError, match="another process is writing it")
+    with held_by_another(tmp_path / "replies.jsonl"), refused:
+        ReplyCache(tmp_path / "replies.jsonl")
+    ReplyCache(tmp_path / "replies.jsonl").close()
 
 
 def test_a_kill_loses_no_reply_that_was_given(tmp_path):

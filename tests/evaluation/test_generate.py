@@ -1,6 +1,7 @@
 """AlpacaEval end to end: a small model answers, a small reward model judges, the figures are printed."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import yaml
 
 from preftune.cli.main import main
 from preftune.errors import DataError
-from preftune.evaluation.answers import Candidate, changed_preset
+from preftune.evaluation.answers import Candidate, Journal, changed_preset
 from preftune.evaluation.bench_answers import answer_arena_hard, answer_mt_bench
 from preftune.evaluation.files import read_rows, write_rows
 from preftune.evaluation.generate import PRESETS, generate_outputs
@@ -17,6 +18,7 @@ from preftune.model.ends import ending_ids
 from preftune.types import Message
 from tests.data.conftest import CHATML, build_byte_tokenizer
 from tests.endpoint.server import Script, serving
+from tests.holding import held_by_another
 from tests.small import SHAPE as SMALL
 
 SHAPE = {**SMALL, "vocab_size": 260, "pad_token_id": 256, "bos_token_id": 256, "eos_token_id": 257}
@@ -60,25 +62,85 @@ def test_the_benchmark_runs_end_to_end_and_does_no_step_twice(folder, tmp_path, 
     assert found["n_total"] == 8 and found["lc_variant"] == "minimal"
     for row in rows:
         assert (row["preference"] > 1.5) == (row["scores"][1] > row["scores"][0])
+    assert json.loads((tmp_path / "scores.json").read_text()) == found
+    (tmp_path / "scores.json").unlink()
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert {path.name for path in times} == {"model_outputs.json", "annotations.json", "configs.yaml", "prompt.txt"}
+    assert {path.name for path in times} == {
+        "model_outputs.json",
+        "annotations.json",
+        "configs.yaml",
+        "prompt.txt",
+        "run.json",
+    }
     assert main(words) == 0
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    capsys.readouterr()
+    for changed, message in (
+        (["--temperature", "0"], "model_outputs.json: is there already, made with other 'temperature'"),
+        (["--scale", "2"], "annotations.json: is there already, made with other 'scale'"),
+    ):
+        assert main([*words, *changed]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "model_outputs.json").unlink()  # judged anew, or not at all
+    assert main([*words, "--temperature", "0"]) == 2
+    assert "annotations.json: is there already, made with other 'outputs'" in capsys.readouterr().err
 
 
 def test_a_job_that_was_cut_off_goes_on_and_gives_the_same(folder, tmp_path):
     whole = outputs_of(folder, QUESTIONS, tmp_path / "whole.json")
     assert [row["instruction"] for row in whole] == [row["instruction"] for row in QUESTIONS]
     assert read_rows(tmp_path / "whole.json") == whole and not (tmp_path / "whole.json.part.jsonl").exists()
-    settings = {"model": str(folder / "policy"), "generator": "policy", "system": None, "seed": 0, "prompts": 8,
-                "temperature": 0.7, "max_new_tokens": 12, "top_p": 1.0, "stop_ids": []}  # fmt: skip
-    lines = [settings, *({"key": str(n), "output": whole[n]["output"]} for n in (5, 2))]
+    stopped_after(folder, tmp_path / "torn.json", 3)
     part = tmp_path / "torn.json.part.jsonl"
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"key": "3", "outp')
-    assert outputs_of(folder, QUESTIONS, tmp_path / "torn.json") == whole
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(part.read_text().splitlines()) == 4
+    with part.open("a") as file:
+        file.write('{"key": "3", "outp')
     with pytest.raises(DataError, match="was begun with 'seed' 0, now it is 1"):
         outputs_of(folder, QUESTIONS, tmp_path / "torn.json", seed=1)
+    assert outputs_of(folder, QUESTIONS, tmp_path / "torn.json") == whole
+
+
+def stopped_after(folder, output, answers):
+    """What a kill leaves."""
+
+    def add(journal, key, text):
+        if len(journal.found) == answers:
+            raise KeyboardInterrupt
+        kept(journal, key, text)
+
+    kept = Journal.add
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "add", add)
+        outputs_of(folder, QUESTIONS, output)
+
+
+def test_other_questions_or_weights_do_not_go_on_with_a_job(folder, tmp_path):
+    """As many questions, in another order: the answers that are kept are to other ones."""
+    stopped_after(folder, tmp_path / "o.json", 2)
+    with pytest.raises(DataError, match="was begun with other 'prompts'"):
+        outputs_of(folder, QUESTIONS[::-1], tmp_path / "o.json")
+    weights = folder / "policy/model.safetensors"
+    before = weights.stat()
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    with pytest.raises(DataError, match="was begun with other 'weights'"):
+        outputs_of(folder, QUESTIONS, tmp_path / "o.json")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_two_processes_do_not_write_one_output(folder, tmp_path):
+    refused = pytest.raises(DataError, match="another process is writing it")
+    with held_by_another(tmp_path / "o.json.part.jsonl"), refused:
+        outputs_of(folder, QUESTIONS, tmp_path / "o.json")
+    assert len(outputs_of(folder, QUESTIONS, tmp_path / "o.json")) == 8
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]\n", "3\n", '{"model": "x"}\n[]\n', "\xff\n", '{"model": "x"}\n{"key": "1", "output": 3}\n']
+)
+def test_a_file_that_holds_no_answers_is_one_line(tmp_path, text):
+    (tmp_path / "o.json.part.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match="expected kept answers"):
+        Journal(tmp_path / "o.json", {"model": "x"})
 
 
 def test_the_official_configuration_names_model_sampling_and_the_package(folder, tmp_path):
@@ -90,6 +152,21 @@ def test_the_official_configuration_names_model_sampling_and_the_package(folder,
     }  # fmt: skip
     assert "alpaca-eval 0.6.2" in text and entry["prompt_template"] == "mine/prompt.txt"
     assert (tmp_path / "prompt.txt").read_text() == "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_is_read_and_what_is_not_ours_is_not_written_over(folder, tmp_path, capsys):
+    rows = [QUESTIONS[0]]
+    write_rows(tmp_path / "questions.json", rows)
+    words = ["eval", "alpaca-eval", "generate", str(folder / "policy"), "--preset", "greedy", "--max-new-tokens", "2",
+             "--questions", str(tmp_path / "questions.json"), "--output"]  # fmt: skip
+    assert main([*words, str(tmp_path / "questions.json")]) == 2
+    assert "questions.json: is a file that is read" in capsys.readouterr().err
+    assert read_rows(tmp_path / "questions.json") == rows
+    (tmp_path / "prompt.txt").write_text("mine")
+    assert main([*words, str(tmp_path / "o.json")]) == 2
+    assert "prompt.txt: is there already, and is none of ours" in capsys.readouterr().err
+    (tmp_path / "prompt.txt").unlink()
+    assert main([*words, str(tmp_path / "o.json")]) == main([*words, str(tmp_path / "o.json")]) == 0
 
 
 def test_an_unknown_preset_is_one_line(folder, tmp_path, capsys):

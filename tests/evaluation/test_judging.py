@@ -92,6 +92,24 @@ def test_the_cost_cap_holds(template, tmp_path):
     assert budget.spent <= 0.002 and 0 < len(script.asked) < 12
 
 
+def test_equal_outputs_are_a_tie_that_no_judge_is_asked_about(template):
+    """So does the package: in the stored annotations each pair of equal outputs has 1.5, and no completion."""
+    outputs = [row | {"output": f"base {row['instruction']}"} if n % 3 == 0 else row for n, row in enumerate(OUTPUTS)]
+    script = Script()
+    with serving(script) as url:
+        rows = annotate(endpoint_to(url), pair_up(outputs, BASELINE), template)
+    assert len(script.asked) == 8
+    assert [row["preference"] for row in rows].count(1.5) == 4
+    assert all((row["preference"] == 1.5) == (row["output_1"] == row["output_2"]) for row in rows)
+    assert {row["annotator"] for row in rows} == {"alpaca_eval_by_text:judge"}
+
+
+def test_stored_annotations_hold_a_tie_for_equal_outputs(real_rows):
+    rows = real_rows("alpaca_eval2/annotations/phi-2.json.gz")
+    same = [row for row in rows if row["output_1"] == row["output_2"]]
+    assert [(row["preference"], row.get("raw_completion")) for row in same] == [(1.5, None)] * 3
+
+
 def test_a_judge_with_log_probs_gives_weighted_preferences_for_the_model(template):
     class Fake:
         model, cache = "gpt-4-1106-preview", None

@@ -1,0 +1,1 @@
+"""`preftune report`: runs and evaluations as one page."""
