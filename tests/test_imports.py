@@ -29,8 +29,9 @@ ALLOWED = {
     "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
     "serve": MIDDLE | {"train", "endpoint", "generation"},
     "export": MIDDLE | {"train"},
+    "web": MIDDLE | {"train", "generation", "serve"},
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo"},
+    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "web", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 
