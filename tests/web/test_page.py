@@ -140,8 +140,8 @@ class TestRuns:
 
 
 class TestData:
-    def look(self, page, places, **more):
-        reply = page.get("rows", file=str(places.data[0] / "pairs.jsonl"), **more)
+    def look(self, browser, places, **more):
+        reply = browser.get("rows", file=str(places.data[0] / "pairs.jsonl"), **more)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
