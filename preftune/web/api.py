@@ -152,8 +152,11 @@ def _add_training(router: APIRouter, state: State) -> None:
 
     @router.post("/recipe")
     def recipe(filled: Filled) -> dict[str, Any]:
-        text, _ = resolve_form(state.places, filled.name, filled.values)
-        return {"yaml": text, "command": state.jobs.shown_command(filled.name)}
+        try:
+            text, _ = resolve_form(state.places, filled.name, filled.values)
+        except PreftuneError as error:  # a form that is being filled in, no failure
+            return {"yaml": "", "command": "", "wrong": f"{type(error).__name__}: {error}"}
+        return {"yaml": text, "command": state.jobs.shown_command(filled.name), "wrong": ""}
 
     @router.get("/training")
     def training() -> dict[str, Any]:

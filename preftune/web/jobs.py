@@ -18,6 +18,7 @@ from typing import Any
 from preftune.errors import RecipeError, TrainingError
 
 TAIL = 20_000  # bytes of the output that are shown
+LOGIN = "PREFTUNE_WEB_AUTH"  # of the page, not of the run
 PATIENCE = 120  # seconds to save in, when the page ends
 
 
@@ -57,7 +58,12 @@ class Jobs:
             words = [sys.executable, "-m", *self.command(name)]
             with self._file(name, ".out").open("wb") as out:
                 self.process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={key: value for key, value in os.environ.items() if key != LOGIN},
                 )
             self.name, self.stopping = name, False
 

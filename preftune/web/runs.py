@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,16 @@ def watched(folder: Path) -> list[dict[str, Any]]:
 
 def _log(folder: Path) -> list[dict[str, Any]]:
     path = inside(folder, LOG)
-    records = read_log(path) if path is not None else []
+    if path is None:
+        return []
+    state = path.stat()
+    return _records(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(256)
+def _records(path: Path, changed: int, size: int) -> list[dict[str, Any]]:
+    """Read once for each state of the file: the page asks every few seconds for all runs."""
+    records = read_log(path)
     return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from preftune.data.chat import ChatFormat
 from preftune.generation import Engine, Request
 from preftune.generation import Sampling as Drawing
 from preftune.model.ends import ending_ids
+from preftune.model.place import find_model
 from preftune.serve.chat import HALF, Chat, Sampling, open_chat
 from preftune.types import Message
 
@@ -89,7 +91,7 @@ class Voices:
     most: int = 2
     allow_pickle: bool = False
     trust_remote_code: bool = False
-    loaded: dict[str, Voice] = field(default_factory=dict)
+    loaded: dict[tuple[str, int], Voice] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, name: str) -> Voice:
@@ -98,8 +100,11 @@ class Voices:
             ModelError: it cannot be loaded.
         """
         with self.lock:
-            voice = self.loaded.pop(name, None) or self._load(name)
-            self.loaded[name] = voice
+            key = (name, _changed(name))
+            for other in [other for other in self.loaded if other[0] == name and other != key]:
+                del self.loaded[other]  # it was trained again
+            voice = self.loaded.pop(key, None) or self._load(name)
+            self.loaded[key] = voice
             return voice
 
     def _load(self, name: str) -> Voice:
@@ -107,6 +112,11 @@ class Voices:
             self.loaded.pop(next(iter(self.loaded)))
         chat = open_chat(name, allow_pickle=self.allow_pickle, trust_remote_code=self.trust_remote_code)
         return Voice(chat, Engine(chat.model, slots=1))
+
+
+def _changed(name: str) -> int:
+    """When the weights of a folder were written last; 0 of a hub name."""
+    return max((path.stat().st_mtime_ns for path in Path(find_model(name)).glob("*.safetensors")), default=0)
 
 
 def decode(form: ChatFormat, ids: Sequence[int]) -> str:

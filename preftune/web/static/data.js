@@ -55,9 +55,9 @@ function draw(found) {
   const out = Object.entries(found.left_out).map(([reason, count]) => `${count} ${reason}`).join(", ") || say("none");
   at("data-counts").textContent = say("row-counts", { rows: found.rows, out, cut: found.cut });
   at("data-warnings").replaceChildren(...found.warnings.map((line) => make("li", line)));
-  at("data-unit").textContent = say(found.unit);
+  at("data-unit").textContent = say("unit-" + found.unit);
   at("data-lengths").replaceChildren(...table(found.lengths));
-  at("data-histogram").replaceChildren(histogram(say("histogram"), say(found.unit), found.histogram));
+  at("data-histogram").replaceChildren(histogram(say("histogram"), say("unit-" + found.unit), found.histogram));
   at("data-longer").textContent = found.longer === null ? "" : say("longer-share", { share: (100 * found.longer).toFixed(0) });
   at("data-page").replaceChildren(...found.page.map((row) => drawRow(row, found.unit)));
   at("data-number").textContent = say("page-of", { page: page + 1, pages });

@@ -16,7 +16,7 @@ export async function openTrain() {
     setInterval(async () => {
       if (visible("train")) try { follow(await ask("training")); } catch { /* the next look tries again */ }
     }, 1000);
-    document.addEventListener("language", () => { if (form) draw(); });
+    document.addEventListener("language", () => { if (form) { draw(); check(); } });
   }
   follow(await ask("training"));
 }
@@ -35,9 +35,8 @@ function draw() {
     const box = make("details"), fields = make("div", "", { className: "fields" });
     box.dataset.group = group.name;
     box.open = group.name === "first" || open.has(group.name);
-    const plain = ["step", "data", "tokens", "objective"].includes(group.name);
     fields.append(...group.fields.map(field));
-    box.append(make("summary", say(plain ? "group-" + group.name : group.name)), fields);
+    box.append(make("summary", say("group-" + group.name)), fields);
     return box;
   }));
 }
@@ -53,7 +52,7 @@ function field(one) {
   };
   if (["model", "file"].includes(one.kind)) label.className = "wide";
   label.append(make("span", one.name), input);
-  if (one.help) label.append(make("span", one.help, { className: "field-help", lang: "en" }));
+  if (one.help && !["model", "file"].includes(one.kind)) label.append(make("span", one.help, { className: "field-help", lang: "en" }));
   return label;
 }
 
@@ -76,13 +75,16 @@ function later() {
 
 async function check() {
   const number = ++asked;
-  let found = null, wrong = "";
-  try { found = await ask("recipe", filled()); } catch (error) { wrong = error.message; }
+  let found = { yaml: "", command: "", wrong: say("fill-both") };
+  if (values.model_name_or_path && values.dataset) {
+    try { found = await ask("recipe", filled()); } catch (error) { found.wrong = error.message; }
+  }
   if (number !== asked) return; // something newer was typed
-  at("train-wrong").textContent = wrong;
-  at("train-yaml").textContent = found ? found.yaml : "";
-  at("train-command").textContent = found ? found.command : "";
-  at("train-yaml").dataset.good = String(Boolean(found));
+  at("train-wrong").textContent = found.wrong;
+  at("train-wrong").className = values.model_name_or_path && values.dataset ? "wrong" : "note";
+  at("train-yaml").textContent = found.yaml;
+  at("train-command").textContent = found.command;
+  at("train-yaml").dataset.good = String(!found.wrong);
   buttons();
 }
 
