@@ -21,7 +21,7 @@ from tests.web.browser import BROWSER, DRIVER, open_browser, serving, set_size, 
 IMAGES = ROOT / "docs" / "images"
 SIZES = {1280: 800, 390: 844}
 COLOURS = 64  # of a picture: letters and plain areas need no more
-QUESTIONS = ("西湖醋鱼怎么做", "What is the capital of France?")
+QUESTIONS = ("What is the capital of France?", "How do I cook West Lake vinegar fish?")
 
 
 def main() -> int:
@@ -60,8 +60,8 @@ def _chat(driver: Any) -> None:
     for question in QUESTIONS:
         script = "document.getElementById('question').value = arguments[0]; document.getElementById('send').click();"
         driver.execute_script(script, question)
-        wait_for(lambda: _run(driver, "return document.getElementById('vote-0').disabled === false"), 60)
-        if question != QUESTIONS[-1]:
+        wait_for(lambda: _run(driver, "return document.getElementById('send').disabled === false"), 60)
+        if question != QUESTIONS[-1]:  # a vote for the right one, from which both go on
             _run(driver, "document.getElementById('vote-1').click()")
             wait_for(lambda: _run(driver, "return document.querySelector('.best') !== null"))
     _run(driver, "document.activeElement.blur()")
