@@ -56,6 +56,7 @@ def _take_all(driver: Any, address: str, language: str, width: int, height: int)
 
 def _chat(driver: Any) -> None:
     wait_for(lambda: _run(driver, "return document.querySelectorAll('#presets button').length"))
+    _run(driver, "document.getElementById('history').checked = false;")  # the demo's model knows single questions
     _run(driver, "document.getElementById('temperature').value = 0; document.getElementById('seed').value = 0;")
     for question in QUESTIONS:
         script = "document.getElementById('question').value = arguments[0]; document.getElementById('send').click();"
@@ -83,7 +84,7 @@ def _data(driver: Any) -> None:
            document.getElementById("data-look").click();""",
     )
     wait_for(lambda: _run(driver, "return document.querySelectorAll('#data-page .pair').length"), 60)
-    _run(driver, "document.getElementById('data-mapping').scrollIntoView()")
+    _run(driver, "document.getElementById('data-longer').scrollIntoView()")
 
 
 def _train(driver: Any) -> None:

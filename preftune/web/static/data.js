@@ -57,7 +57,7 @@ function draw(found) {
   at("data-warnings").replaceChildren(...found.warnings.map((line) => make("li", line)));
   at("data-unit").textContent = say("unit-" + found.unit);
   at("data-lengths").replaceChildren(...table(found.lengths));
-  at("data-histogram").replaceChildren(histogram(say("histogram"), say("unit-" + found.unit), found.histogram));
+  at("data-histogram").replaceChildren(histogram(say("histogram"), say(found.unit), found.histogram));
   at("data-longer").textContent = found.longer === null ? "" : say("longer-share", { share: (100 * found.longer).toFixed(0) });
   at("data-page").replaceChildren(...found.page.map((row) => drawRow(row, found.unit)));
   at("data-number").textContent = say("page-of", { page: page + 1, pages });
