@@ -3,6 +3,7 @@
 # make check    lint, format, types, import direction
 # make bench    all benchmarks of a CPU, against TRL and Liger (an hour; on a machine that does nothing else)
 # make bench-gpu  the benchmark of a CUDA device    make docs  the generated pages of docs/
+# make screenshots  the pictures of docs/images/, from runs/demo in Chromium
 #
 # PIP_ARGS goes to every pip install, for an index of one's own:  make setup PIP_ARGS="--extra-index-url URL"
 # ARGS goes to the verb:                                           make demo ARGS="--seeds 0,1,2"
@@ -17,7 +18,7 @@ BENCH_ENV ?= .bench-env
 PIP_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup demo test test-slow check bench bench-gpu docs clean
+.PHONY: help setup demo test test-slow check bench bench-gpu docs screenshots clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -34,7 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "setting up .venv with $$("$$python" --version), a minute or two"; \
 	"$$python" -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,zstd,lora,quant,deepspeed,eval,harness]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt \
+	  -e ".[dev,zstd,lora,quant,deepspeed,eval,harness,web]"
 	@touch $(STAMP)
 
 demo: setup
@@ -65,6 +67,11 @@ bench-gpu: setup $(BENCH_ENV)/versions.json
 docs: setup
 	$(BIN)/python docs/make_objectives.py
 	$(BIN)/python docs/make_flags.py
+
+# The demo's run is made where it is absent.
+screenshots: setup
+	[ -e runs/demo/model.safetensors ] || $(BIN)/preftune demo
+	$(BIN)/python docs/make_screenshots.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -32,10 +32,12 @@ ALLOWED = {
     "report": BASE | {"train", "evaluation"},
     "serve": MIDDLE | KEPT | {"train", "endpoint", "generation"},
     "export": MIDDLE | KEPT | {"train"},
+    "web": MIDDLE | {"train", "generation", "serve"},
     "experiments": MIDDLE,  # runs are processes of their own
     "demo": MIDDLE | {"train", "evaluation", "serve"},
     "cli": MIDDLE
-    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "export", "demo", "experiments"},
+    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "export", "web", "experiments"}
+    | {"demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "eval": "AlpacaEval 2, Arena-Hard, MT-Bench; reward accuracy; a model before and after",
     "report": "runs and evaluations as one page: curves, answers side by side, win rates, cost",
     "chat": "talk to a model",
+    "web": "a page to compare models, follow runs, browse data and start a training",
     "infer": "answer the prompts of a file, or one prompt",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",
@@ -44,6 +45,8 @@ VERBS: dict[str, str] = {
 
 # Verbs that are `rlhf` with its --rlhf_type.
 SHORT = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ppo", "ipo", "rdpo", "slic_hf", "rrhf", "sft")
+
+ALIASES = {"web-ui": "web"}
 
 _HELP = """usage: preftune VERB [...]
 
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"preftune {__version__}")
         return 0
+    words[0] = ALIASES.get(words[0], words[0])
     if words[0] in SHORT:
         return run_verb("rlhf", words[1:], words[0])
     if words[0] not in VERBS:

@@ -96,7 +96,7 @@ class Chat:
             self.reset()
         self.turns.append(Message("user", question))
         try:
-            ids, room = self._fitting_prompt()
+            ids, room = self.fitting_prompt()
         except Exception:
             del self.turns[-1:]  # a question that was never asked
             raise
@@ -131,7 +131,7 @@ class Chat:
             return "".join(speaker.said)
         return str(self.format.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
-    def _fitting_prompt(self) -> tuple[list[int], int]:
+    def fitting_prompt(self) -> tuple[list[int], int]:
         """Prompt ids and the tokens left for the answer; the oldest turns are forgotten when the context is full."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         while True:
