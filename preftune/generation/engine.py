@@ -94,6 +94,10 @@ class Engine:
         """Answers that are being written, and requests whose prompt was not read yet."""
         return len(self._rows), len(self._queue)
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether a request is not finished yet."""
+        return key in self._keys
+
     def submit(self, request: Request) -> None:
         """Take up a request; its answers begin as soon as there are slots, in the order of submission.
 
