@@ -46,6 +46,13 @@ def asked(**more):
     return {"model": "tiny", "messages": ASK, "max_tokens": 8, **more}
 
 
+def raw(body):
+    """A chat request as bytes of HTTP."""
+    text = json.dumps(body)
+    head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json"]
+    return "\r\n".join([*head, f"content-length: {len(text)}", "", text]).encode()
+
+
 def pieces(stream):
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
@@ -223,10 +230,9 @@ def test_the_client_raises_its_own_errors(client):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(running, stream):
     left = running.gauge("disconnects_total")
-    body = json.dumps({"model": "tiny", "prompt": "ab", "max_tokens": 200, "temperature": 1, "n": 4, "stream": stream})
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    body = asked(max_tokens=400, temperature=0, n=4, stream=stream)
     with socket.create_connection(("127.0.0.1", int(running.root.rpartition(":")[2]))) as connection:
-        connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        connection.sendall(raw(body))
         deadline = time.monotonic() + 10
         while running.gauge("answers_open") == 0:
             assert time.monotonic() < deadline
@@ -239,7 +245,8 @@ def test_a_client_that_leaves_frees_its_slot(running, stream):
 def test_more_than_may_wait_is_refused_with_a_time_to_come_again(running, client):
     busy = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "n": 8, "temperature": 0}  # it never stops
     with httpx.stream("POST", f"{running.url}/completions", json={**busy, "stream": True}) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         with pytest.raises(openai.RateLimitError) as refused:
             client.completions.create(**{**busy, "max_tokens": 2})
 
@@ -250,7 +257,7 @@ def test_more_than_may_wait_is_refused_with_a_time_to_come_again(running, client
 
 @pytest.fixture(scope="module")
 def impatient(folder):
-    with in_thread(folder, rules=Rules(patience=0.5), limits=LIMITS) as running:
+    with in_thread(folder, rules=Rules(patience=0.5), limits=Limits(slots=16, max_tokens=400)) as running:
         yield running
 
 
@@ -267,12 +274,12 @@ def test_a_slow_body_is_refused_and_the_server_lives(impatient):
 
 
 def test_a_client_that_does_not_read_loses_its_slot(impatient):
-    body = json.dumps({"model": "tiny", "prompt": "ab", "max_tokens": 400, "n": 8, "temperature": 0, "stream": True})
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    # more than the buffers of both sides hold
+    long = asked(max_tokens=400, n=16, temperature=0, stream=True, logprobs=True, top_logprobs=20)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         connection.connect(("127.0.0.1", int(impatient.root.rpartition(":")[2])))
-        connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        connection.sendall(raw(long))
         impatient.wait_for("disconnects_total", 1)
         impatient.wait_for("answers_open", 0)
 
