@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 def save_byte_model(folder: Path, **changes) -> Path:
     """A small random model that writes bytes, and ends an answer now and then."""
     tokenizer = build_byte_tokenizer(CHATML)
-    model = build_model(vocab_size=len(tokenizer), num_hidden_layers=2, **changes)
+    ids = {"bos_token_id": 256, "eos_token_id": 259, "pad_token_id": 257}
+    model = build_model(vocab_size=len(tokenizer), num_hidden_layers=2, **ids, **changes)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
