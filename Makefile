@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "setting up .venv with $$("$$python" --version), a minute or two"; \
 	"$$python" -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,zstd,lora,quant,deepspeed,eval]"
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e ".[dev,zstd,lora,quant,deepspeed,eval,serve]"
 	@touch $(STAMP)
 
 demo: setup

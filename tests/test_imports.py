@@ -28,9 +28,10 @@ ALLOWED = {
     "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},
     "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
     "serve": MIDDLE | {"train", "endpoint", "generation"},
+    "api": BASE | {"data", "model", "generation", "serve"},
     "export": MIDDLE | {"train"},
     "demo": MIDDLE | {"train", "evaluation", "serve"},
-    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "export", "demo"},
+    "cli": MIDDLE | {"train", "endpoint", "generation", "onpolicy", "evaluation", "serve", "api", "export", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 
