@@ -31,13 +31,14 @@ ALLOWED = {
     "evaluation": MIDDLE | KEPT | {"train", "endpoint", "generation", "serve"},
     "report": BASE | {"train", "evaluation"},
     "serve": MIDDLE | KEPT | {"train", "endpoint", "generation"},
+    "api": BASE | {"data", "model", "generation", "serve"},
     "export": MIDDLE | KEPT | {"train"},
     "web": MIDDLE | {"train", "generation", "serve"},
     "experiments": MIDDLE,  # runs are processes of their own
     "demo": MIDDLE | {"train", "evaluation", "serve"},
     "cli": MIDDLE
-    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "export", "web", "experiments"}
-    | {"demo"},
+    | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "api", "export", "web"}
+    | {"experiments", "demo"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     "chat": "talk to a model",
     "web": "a page to compare models, follow runs, browse data and start a training",
     "infer": "answer the prompts of a file, or one prompt",
+    "serve": "an OpenAI-compatible server (also: deploy)",
     "export": "write a model as one folder: adapter merged, precision chosen",
     "push": "put a model or a run on the hub",
 }
@@ -46,7 +47,8 @@ VERBS: dict[str, str] = {
 # Verbs that are `rlhf` with its --rlhf_type.
 SHORT = ("simpo", "dpo", "kto", "cpo", "orpo", "rm", "ppo", "ipo", "rdpo", "slic_hf", "rrhf", "sft")
 
-ALIASES = {"web-ui": "web"}
+# Other names of verbs.
+ALIASES = {"web-ui": "web", "deploy": "serve"}
 
 _HELP = """usage: preftune VERB [...]
 
@@ -72,16 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"preftune {__version__}")
         return 0
-    words[0] = ALIASES.get(words[0], words[0])
     if words[0] in SHORT:
         return run_verb("rlhf", words[1:], words[0])
-    if words[0] not in VERBS:
-        return _unknown(words[0])
-    return run_verb(words[0], words[1:])
+    verb = ALIASES.get(words[0], words[0])
+    if verb not in VERBS:
+        return _unknown(verb)
+    return run_verb(verb, words[1:])
 
 
 def _unknown(verb: str) -> int:
-    near = difflib.get_close_matches(verb, (*VERBS, *SHORT), n=1)
+    near = difflib.get_close_matches(verb, (*VERBS, *ALIASES, *SHORT), n=1)
     meant = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}."
     return _fail(f"preftune: '{verb}' is not a verb; {meant}", 2)
 

@@ -39,10 +39,14 @@ class Drawing(Protocol):
 
 @dataclass
 class Choices:
-    """Tokens, one a row, and their log-probs (nats) where any row asked for them."""
+    """Tokens, one a row, and their log-probs (nats) where any row asked for them.
+
+    `tops` are the likeliest tokens of each row, (id, log-prob), as many as it asked for.
+    """
 
     tokens: list[int]
     logprobs: list[float] | None
+    tops: list[tuple[tuple[int, float], ...]] | None = None
 
 
 def random_numbers(prompt: Sequence[int], seed: int) -> Draw:
@@ -77,7 +81,16 @@ def choose(logits: Tensor, rows: Sequence[Drawing]) -> Choices:
     if any(row.sampling.logprobs for row in rows):
         chosen = logits.gather(1, tokens[:, None])[:, 0]
         logprobs = (chosen - logits.logsumexp(dim=-1)).tolist()
-    return Choices(tokens.tolist(), logprobs)
+    return Choices(tokens.tolist(), logprobs, _tops(logits, [row.sampling.top_logprobs for row in rows]))
+
+
+def _tops(logits: Tensor, asked: Sequence[int]) -> list[tuple[tuple[int, float], ...]] | None:
+    """The likeliest tokens of each row with their log-probs, or None where no row asked."""
+    if not any(asked):
+        return None
+    values, ids = logits.topk(min(max(asked), logits.shape[1]), dim=-1)
+    logps = (values - logits.logsumexp(dim=-1, keepdim=True)).tolist()
+    return [tuple(zip(row[:n], own[:n], strict=True)) for row, own, n in zip(ids.tolist(), logps, asked, strict=True)]
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

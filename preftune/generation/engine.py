@@ -59,7 +59,7 @@ class _Row:
 
 
 class Engine:
-    """Answers of one model. Not for several threads: one calls `submit`, `step` and `cancel`.
+    """Answers of one model. Not for several threads: one calls `submit`, `step`, `cancel` and `end`.
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one. Its evaluation mode and attention
@@ -94,6 +94,10 @@ class Engine:
         """Answers that are being written, and requests whose prompt was not read yet."""
         return len(self._rows), len(self._queue)
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether a request is not finished yet."""
+        return key in self._keys
+
     def submit(self, request: Request) -> None:
         """Take up a request; its answers begin as soon as there are slots, in the order of submission.
 
@@ -126,6 +130,15 @@ class Engine:
                 prompt.unstarted.clear()
                 self._close_prompt(prompt)
         return True
+
+    def end(self, key: Hashable, index: int) -> bool:
+        """End one answer where it is, and free its slot; False where it is not being written."""
+        for line, row in enumerate(self._rows):
+            if row.prompt.request.key == key and row.index == index:
+                with self._running():
+                    self._close(line, "cancelled")
+                return True
+        return False
 
     def step(self) -> list[Event]:
         """Fill free slots, then add a token to every answer that is being written."""
@@ -195,6 +208,7 @@ class Engine:
         ended: list[tuple[int, Finish]] = []
         for place, (row, token) in enumerate(zip(rows, choices.tokens, strict=True)):
             answer, logprob = row.answer, None
+            top = choices.tops[place] if choices.tops is not None else ()
             answer.ids.append(token)
             if row.sampling.logprobs and choices.logprobs is not None:
                 logprob = choices.logprobs[place]
@@ -205,7 +219,7 @@ class Engine:
             if finish is not None:
                 ended.append((first + place, finish))
             done = answer if finish is not None else None
-            events.append(Event(row.prompt.request.key, row.index, token, logprob, done))
+            events.append(Event(row.prompt.request.key, row.index, token, logprob, done, top))
         for line, finish in reversed(ended):  # from the last: what takes a closed line's place stays
             self._close(line, finish)
 

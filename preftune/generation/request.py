@@ -22,6 +22,7 @@ class Sampling:
         top_k: sample from that many likeliest tokens; 0 = all. Applied before `top_p`, as in transformers.
         ends: token ids that end an answer.
         logprobs: give the log-prob of every token under the model itself, temperature 1 and no cut (nats).
+        top_logprobs: give so many of the likeliest tokens at every place too, with theirs.
 
     Raises:
         ModelError: a number is out of its range.
@@ -33,6 +34,7 @@ class Sampling:
     top_k: int = 0
     ends: tuple[int, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         wrong = [
@@ -42,6 +44,7 @@ class Sampling:
                 ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "a number of at least 0"),
                 ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
                 ("top_k", self.top_k, self.top_k >= 0, "at least 0 (0 = no limit)"),
+                ("top_logprobs", self.top_logprobs, self.top_logprobs >= 0, "at least 0"),
             )
             if not good
         ]
@@ -77,10 +80,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """One more token of answer number `index` to request `key`; `answer` is the whole of it with its last token."""
+    """One more token of answer number `index` to request `key`; `answer` is the whole of it with its last token.
+
+    `top` are the likeliest tokens at its place, (id, log-prob in nats), where they were asked for.
+    """
 
     key: Hashable
     index: int
     token: int
     logprob: float | None = None
     answer: Answer | None = None
+    top: tuple[tuple[int, float], ...] = ()

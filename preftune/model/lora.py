@@ -160,7 +160,7 @@ def load_adapter(model: PreTrainedModel, path: str, revision: str = "main") -> P
     new_head = scores and config.task_type != TaskType.SEQ_CLS  # trained as a language model, on a new score head
     config.task_type, config.inference_mode = TaskType.SEQ_CLS if scores else TaskType.CAUSAL_LM, False
     trained_on, base = config.base_model_name_or_path, model.config.name_or_path
-    if trained_on and base and not _same_place(trained_on, base):
+    if trained_on and base and not same_place(trained_on, base):
         logger.warning("The adapter in '%s' was trained on '%s' and goes on '%s' now.", path, trained_on, base)
     config.base_model_name_or_path = base or None
     misfit = f"The adapter in '{path}' does not fit {type(model).__name__}"
@@ -424,7 +424,7 @@ def _place(path: str) -> str:
     return str(folder) if folder.is_dir() else path
 
 
-def _same_place(one: str, other: str) -> bool:
+def same_place(one: str, other: str) -> bool:
     return one == other or (Path(one).exists() and Path(other).exists() and Path(one).samefile(other))
 
 

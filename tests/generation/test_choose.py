@@ -84,7 +84,8 @@ def test_numbers_are_a_function_of_prompt_and_seed():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"max_new_tokens": 0}]
+    "wrong",
+    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"max_new_tokens": 0}, {"top_logprobs": -1}],
 )
 def test_a_setting_out_of_its_range_is_refused(wrong):
     with pytest.raises(ModelError, match=next(iter(wrong))):

@@ -221,3 +221,45 @@ def test_logits_that_are_no_numbers_are_an_error():
 
     with pytest.raises(ModelError, match="not finite"):
         answers_of(engine, build_requests(1))
+
+
+def test_an_answer_that_is_ended_frees_its_slot_and_leaves_the_others_as_they_are():
+    model = build_model().eval()
+    prompt = [5, 6, 7]
+    sampling = Sampling(20, temperature=0)
+    alone = answers_of(Engine(model), [Request("a", prompt, (0,), sampling)])["a", 0].ids
+    engine = Engine(model, slots=2)
+    engine.submit(Request("a", prompt, (0, 1, 2), sampling))
+    engine.step()
+
+    assert engine.end("a", 0)
+    assert not engine.end("a", 0) and not engine.end("b", 0)
+    found = {event.index: event.answer for event in steps(engine) if event.answer}
+
+    assert {index: answer.ids for index, answer in found.items()} == {1: alone, 2: alone}
+    assert engine.load == (0, 0)
+
+
+def steps(engine):
+    while engine.busy:
+        yield from engine.step()
+
+
+def test_the_likeliest_tokens_come_with_their_log_probs():
+    model = build_model().eval()
+    engine = Engine(model)
+    engine.submit(Request("a", [5, 6], (0,), Sampling(4, temperature=0, logprobs=True, top_logprobs=3)))
+    engine.submit(Request("b", [5, 6], (0,), Sampling(4, temperature=0)))
+
+    events = list(steps(engine))
+
+    own = [event for event in events if event.key == "a"]
+    ids = [5, 6, *(event.token for event in own)]
+    with torch.inference_mode():
+        logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for place, event in enumerate(own):
+        values, tokens = logps[1 + place].topk(3)
+        assert [token for token, _ in event.top] == tokens.tolist()
+        assert [value for _, value in event.top] == pytest.approx(values.tolist(), abs=1e-4)
+        assert event.logprob == pytest.approx(event.top[0][1])
+    assert all(event.top == () for event in events if event.key == "b")
