@@ -32,6 +32,8 @@ FOLDER, ROWS = "nonfinite", "rows.json"
 class FiniteGuard:
     """Looks at each step between its gradient and the optimizer."""
 
+    looked_at = "Log-probs"
+
     def __init__(self, trainer: Any, action: str) -> None:
         self.trainer, self.action = trainer, action
         self.seen: list[tuple[PackedBatch, Tensor]] = []
@@ -62,9 +64,9 @@ class FiniteGuard:
         rows, groups = _of_all_ranks(rows), _of_all_ranks(groups)
         number = trainer.state.global_step + 1
         if rows:
-            said = f"Log-probs became non-finite at step {number}, in {len(rows)} groups: {', '.join(rows[:5])}."
+            said = f"{self.looked_at} became non-finite at step {number}, in {len(rows)} groups: {', '.join(rows[:5])}."
         else:
-            said = f"The gradient became non-finite at step {number}, with finite log-probs."
+            said = f"The gradient became non-finite at step {number}, with finite {self.looked_at.lower()}."
         kept = self._keep(number, rows, groups)
         if self.action != "skip" or self.skipped >= MOST_SKIPPED:
             after = f" It is the {self.skipped + 1}th such step." if self.skipped else ""
@@ -95,12 +97,18 @@ class FiniteGuard:
             folder.mkdir(parents=True)
             record = {"step": step, "rows": rows, "groups": [asdict(group) for group in groups]}
             (folder / ROWS).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-            if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-                return f"preftune replay {folder} --model CHECKPOINT"
-            trainer._save(str(folder))
+            kept = self._keep_weights(folder)
         except OSError as cause:
             return f"no replay: it could not be kept ({one_line(cause)})"
-        return f"preftune replay {folder}"
+        return f"preftune replay {folder}" + ("" if kept else " --model CHECKPOINT")
+
+    def _keep_weights(self, folder: Path) -> bool:
+        """Whether they could be: they are not in pieces."""
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            return False
+        trainer._save(str(folder))
+        return True
 
 
 def load_rows(folder: Path) -> tuple[int, list[TokenizedGroup]]:
