@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from preftune.data.pack import unpack
 from preftune.errors import TrainingError
 from preftune.model.load import one_line
-from preftune.train.ranks import agreed
+from preftune.train.ranks import agreed, of_all_ranks
 from preftune.types import Origin, PackedBatch, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class FiniteGuard:
         bad = [(batch, ~s.isfinite().all(1)) for batch, s in seen if not s.isfinite().all()]
         rows = [str(batch.origins[i]) for batch, groups in bad for i in groups.nonzero()[:, 0].tolist()]
         groups = [group for batch, _ in bad or seen for group in unpack(batch) if batch.weights.any()]
-        rows, groups = _of_all_ranks(rows), _of_all_ranks(groups)
+        rows, groups = of_all_ranks(rows), of_all_ranks(groups)
         number = trainer.state.global_step + 1
         if rows:
             said = f"{self.looked_at} became non-finite at step {number}, in {len(rows)} groups: {', '.join(rows[:5])}."
@@ -128,11 +127,3 @@ def check_action(trainer: Any) -> None:
 def _group(values: dict[str, Any]) -> TokenizedGroup:
     tuples = {key: tuple(values[key]) for key in ("scores", "reference")}
     return TokenizedGroup(**{**values, **tuples, "origin": Origin(**values["origin"])})
-
-
-def _of_all_ranks(own: list[Any]) -> list[Any]:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return own
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, own)
-    return [item for part in every for item in part]
