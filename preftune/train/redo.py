@@ -83,6 +83,7 @@ class StepInMemory:
         self.before: Before | None = None
         self.shrunk = False
         self.apart = False
+        self.within = False  # a step
         self.met_last = False  # of a step: from here on nobody can be told
 
     def __call__(self, work: Callable[[Step], Tensor], step: Step) -> Tensor:
@@ -95,8 +96,7 @@ class StepInMemory:
         self.before = Before.of(trainer)
         step = recut(step, trainer.cut, trainer._packing) if self.shrunk else step
         while True:
-            self.met_last = False
-            said = None
+            self.within, self.met_last, said = True, False, None
             try:
                 return work(step)
             except RuntimeError as cause:
@@ -105,13 +105,15 @@ class StepInMemory:
                 said = one_line(cause)
             except EndedElsewhere:
                 pass
+            finally:
+                self.within = False
             step = self._smaller(step, said)  # outside of the handler, which holds the failed step's tensors
 
     # several processes
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum over all processes, within a step."""
-        if self.apart:
+        """The sum over all processes; within a step they meet before."""
+        if self.apart and self.within:
             self._meet()
         return self.trainer._summed(values)
 

@@ -285,7 +285,7 @@ class PreferenceTrainer(SealedTrainer):
         every = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         counts, ranks = step_counts(inputs), accelerator.num_processes
         total = torch.zeros((), device=device)
-        inputs = self._prepared(model, inputs, training=True)
+        inputs = self._prepared(model, inputs)
         for number, batch in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             accelerator.gradient_state._set_sync_gradients(last)
@@ -310,7 +310,7 @@ class PreferenceTrainer(SealedTrainer):
         with self.accelerator.autocast():
             return self.reference(batch)
 
-    def _prepared(self, model: Any, step: Step, training: bool = False) -> Step:
+    def _prepared(self, model: Any, step: Step) -> Step:
         with self.compute_loss_context_manager():
             return prepare_step(
                 model,
@@ -318,7 +318,7 @@ class PreferenceTrainer(SealedTrainer):
                 self.loss,
                 reference=None if self.reference is None else self._reference_logps,
                 running=self.running.mean,
-                summed=self.in_memory.summed if training else self._summed,
+                summed=self.in_memory.summed,
             )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
