@@ -47,7 +47,7 @@ def test_it_is_said_once_and_with_the_process(ended):
     _, said = ended
     lines = [line for line in said.splitlines() if "it is done again with" in line]
     assert len(lines) == len(RUNS) + 2  # and twice before the long row is alone
-    assert "Out of memory in step 1" in lines[0] and "(process 1: Tried to allocate" in lines[0]
+    assert "Out of memory in step 1" in lines[0] and "(process 1: OutOfMemoryError: Tried to allocate" in lines[0]
 
 
 def test_a_row_that_does_not_fit_alone_is_named_by_both(ended):
