@@ -24,8 +24,9 @@ import report
 import yaml
 
 RESULTS = report.ROOT / "benchmarks" / "results"
+EVALS = ("gpt", "gpt_multi_task", "sharegpt_diverse_correct_gpt_refine", "sharegpt_simple")  # held out, 244 prompts
 COMMON = {"chat_template": "plain", "max_length": 512, "max_prompt_length": 256, "total_batch_size": 32}
-COMMON |= {"save_strategy": "no", "logging_steps": 1, "learning_rate": 1e-3, "warmup_ratio": 0.1}
+COMMON |= {"save_strategy": "no", "logging_steps": 1, "warmup_ratio": 0.1}
 
 
 def run(words: list[str], folder: Path) -> None:
@@ -39,18 +40,18 @@ def rounds_of(seed: int, folder: Path, data: Path, prompts: int, rounds: int) ->
     """The table of one seed."""
     model, pairs = data / "models/stories260K-llama", data / "preferences/emoji"
     reward = {"model_name_or_path": str(model), "objective": "reward", "num_train_epochs": 3, "seed": seed, **COMMON}
-    reward |= {"dataset": str(pairs / "dpo_emoji_english_gpt.train.jsonl"), "output_dir": "reward"}
+    reward |= {"dataset": str(pairs / "dpo_emoji_english_gpt.train.jsonl"), "output_dir": "reward", "learning_rate": 1e-3}
     (folder / "reward.yaml").write_text(yaml.safe_dump(reward))
     run(["train", "reward.yaml"], folder)
     chain = {
         "model_name_or_path": str(model),
         "prompts": f"{pairs / 'dpo_emoji_english_gpt.train.jsonl'}#{prompts}",
-        "eval_prompts": str(pairs / "dpo_emoji_english_gpt.eval.jsonl"),
+        "eval_prompts": [str(pairs / f"dpo_emoji_english_{name}.eval.jsonl") for name in EVALS],
         "rounds": rounds,
         "sample": {"max_tokens": 48},
         "annotate": {"reward_model": "reward"},
         "pairs": {"test_share": 0.1},
-        "train": {"objective": "simpo", "num_train_epochs": 2, "seed": seed, **COMMON},
+        "train": {"objective": "simpo", "num_train_epochs": 2, "seed": seed, "learning_rate": 3e-4, **COMMON},
         "output_dir": "chain",
     }
     (folder / "chain.yaml").write_text(yaml.safe_dump(chain))
@@ -64,9 +65,9 @@ def render(found: dict[int, list[dict[str, Any]]], prompts: int, context: dict[s
         for row in table:
             accuracy = row.get("accuracy")
             over = f"{row['over_start']:.0%}" if row["round"] else ""
-            cells = [str(seed), str(row["round"] or "start"), f"{row['reward']:.3f}", over, f"{row['tokens']:.1f}"]
+            cells = [str(seed), str(row["round"] or "start"), f"{row['reward']:.3f}", str(row["answers"]), over, f"{row['tokens']:.1f}"]
             rows.append([*cells, str(row.get("pairs", "")), "" if accuracy is None else f"{accuracy:.0%}"])
-    header = ["seed", "round", "mean reward", "better than the start's", "tokens", "pairs", "held-out accuracy"]
+    header = ["seed", "round", "mean reward", "of answers", "better than the start's", "tokens", "pairs", "held-out accuracy"]
     answers = next(iter(found.values()))[0]["answers"]
     return "\n".join(
         [

@@ -102,6 +102,7 @@ def _gib(text: str) -> float:
 def _load_recipe(options: argparse.Namespace, more: Sequence[str]) -> Recipe:
     from preftune.errors import RecipeError
     from preftune.recipe import load_recipe
+    from preftune.recipe.compat import ALIASES
 
     words = [*options.words, *more]
     files = [word for word in words if "=" not in word or Path(word).exists()]
@@ -111,18 +112,25 @@ def _load_recipe(options: argparse.Namespace, more: Sequence[str]) -> Recipe:
     named = {"model_name_or_path": options.model, "dataset": options.data}
     keys += [f"{key}={value}" for key, value in named.items() if value is not None]
     if not files:
-        if not any(key.startswith(("model_name_or_path=", "model=")) for key in keys):
+        names = {name: ALIASES.get(name, name) for name in map(_key_of, keys)}
+        if not names.keys() & {"model_name_or_path", "model"}:
             raise RecipeError("preftune plan: there is no model. Name a recipe, or --model FOLDER-OR-NAME.")
-        if not any(key.startswith("dataset") for key in keys):
+        if "dataset" not in names.values():
             keys.append(f"dataset={_PLACEHOLDER}")
     return load_recipe(files[0] if files else None, keys)
 
 
+def _key_of(word: str) -> str:
+    """`dataset` of `--dataset.a=0.5`."""
+    return word.removeprefix("--").partition("=")[0].partition(".")[0].replace("-", "_")
+
+
 def _lengths(recipe: Recipe, options: argparse.Namespace, notes: list[str]) -> Lengths | None:
     """Of the rows, where they are on this machine; None: as long as `max_length` allows."""
-    named = recipe.dataset if isinstance(recipe.dataset, str) else ""
-    if named == _PLACEHOLDER or (options.data is None and not Path(named).expanduser().exists()):
-        if named != _PLACEHOLDER:
+    from preftune.recipe.follow import is_local
+
+    if recipe.dataset == _PLACEHOLDER or (options.data is None and not is_local(recipe.dataset)):
+        if recipe.dataset != _PLACEHOLDER:
             notes.append("the data is not on this machine, so rows are as long as max_length allows")
         return None
     from preftune.train.check import check_data, packing_of

@@ -33,8 +33,10 @@ class CheckMetric(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
-        if wanted.endswith("loss") or args.eval_strategy == "no":
+        if args.metric_for_best_model is None or args.eval_strategy == "no":
+            return
+        wanted = args.metric_for_best_model.removeprefix("eval_")
+        if wanted == "loss" and set(self.trainer._eval_sets()) == {""}:  # which every evaluation of one set has
             return
         known = self._names()
         if wanted not in known:

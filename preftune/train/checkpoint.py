@@ -163,6 +163,12 @@ def resolve_resume(request: bool | str | None, run: Path) -> Path | None:
     return None
 
 
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What its manifest says; {} without one."""
+    manifest = checkpoint / MANIFEST
+    return json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+
+
 def _verified(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"resume_from_checkpoint: the folder '{folder}' does not exist.")

@@ -91,18 +91,21 @@ class RunMemory:
 
 
 def largest_budget(taken: Callable[[int], float], limit: float, least: int, most: int) -> int | None:
-    """The most tokens, from `least` to `most`, that take no more than `limit`; None where `least` takes more.
+    """The most tokens, from `least` to `most`, that take no more than `limit`; None where none do.
 
     Args:
-        taken: of a number of tokens, growing with it; in the unit of the limit.
+        taken: of a number of tokens, growing with it, but that `most` may take less than what is below it: it may be
+            the whole step, which then has no gradients of an earlier micro-batch; in the unit of the limit.
     """
+    if taken(most) <= limit:
+        return most
     if taken(least) > limit:
         return None
     low, high = 0, max(0, (most - least) // ROUND)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if taken(least + middle * ROUND) <= limit else (low, middle - 1)
-    return most if taken(most) <= limit else least + low * ROUND
+    return least + low * ROUND
 
 
 def checkpoints(recipe: Recipe) -> bool:

@@ -168,7 +168,7 @@ def longest_lengths(recipe: Recipe, ranks: int) -> Lengths:
 
 
 def measured_lengths(recipe: Recipe, costs: list[int], ranks: int) -> Lengths:
-    """Of the packed tokens of the rows that there are."""
+    """Of the packed tokens of the rows that there are (data of which none is left is refused where it is read)."""
     rows = sorted(costs)[-_rows(recipe, ranks) :]
     return Lengths(rows[-1], sum(rows), f"{len(costs)} rows, {sum(costs) / len(costs):.0f} tokens on average")
 
@@ -248,7 +248,10 @@ def _settle(
         return most, estimate(most), None
     least = most if asked else min(most, lengths.longest)
     found = largest_budget(lambda tokens: estimate(tokens).total, room, least, most)
-    return (least, estimate(least), False) if found is None else (found, estimate(found), True)
+    if found is not None:
+        return found, estimate(found), True
+    nearest = min((least, most), key=lambda tokens: estimate(tokens).total)
+    return nearest, estimate(nearest), False
 
 
 def _changes(run: RunMemory, engine: Engine, lengths: Lengths, room: float, cuda: bool) -> list[str]:
@@ -281,8 +284,10 @@ def _levers(recipe: Recipe, engine: Engine) -> Iterator[tuple[str, Any]]:
         yield "micro_batch_tokens", None
     if not checkpoints(recipe):
         yield "gradient_checkpointing", True
-    if engine.name == "FSDP2" and not syncs_each_batch(recipe):
-        yield "accelerator_config", {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    theirs = recipe.training.get("accelerator_config") or {}
+    if engine.name == "FSDP2" and not syncs_each_batch(recipe) and isinstance(theirs, dict):  # else it is a file's name
+        steps = {**(theirs.get("gradient_accumulation_kwargs") or {}), "sync_each_batch": True}
+        yield "accelerator_config", {**theirs, "gradient_accumulation_kwargs": steps}
     if live_reference(recipe):
         yield "precompute_reference", True
     if not (recipe.training.get("bf16") or recipe.torch_dtype):

@@ -1,7 +1,8 @@
 """What a step has changed before the optimizer moves, so that it can be done again or left out; and memory's budget.
 
 When a micro-batch does not fit into memory, the token budget is halved and the whole step is cut and done again. Losses
-are sums of shares, so the result is that of a run that had the smaller budget, but for dropout's draws.
+are sums of shares, so the result is that of a run that had the smaller budget, but for dropout's draws. A checkpoint's
+record has the budget that the run had come to, and a resume keeps it.
 
 Several processes under DDP do so together. Each adds up its own gradients, and they meet before anything that needs all
 of them: the sums that an objective takes of the whole step, and the mean of the gradients at its end. One whose memory
@@ -15,6 +16,7 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from preftune.data.pack import unpack
 from preftune.data.plan import Cut
 from preftune.errors import TrainingError
 from preftune.model.load import one_line
+from preftune.train.checkpoint import facts_of
 from preftune.train.ranks import average_gradients, of_all_ranks
 from preftune.train.step import Packing, build_step
 from preftune.types import PackedBatch, Step, TokenizedGroup
@@ -193,6 +196,19 @@ class StepInMemory:
             budget //= 2
             count = len(recut(step, replace(trainer.cut, max_tokens=budget), trainer._packing).micro_batches)
         return Shortage(said, largest.tokens, budget, str(largest.origins[0]))
+
+
+def kept_tokens(checkpoint: Path | None, asked: int | None, engine: str, processes: int) -> int | None:
+    """The tokens of a micro-batch that the run of a checkpoint had come to.
+
+    None where its record says nothing, where another number is asked for now, and under another engine or with other
+    processes, whose memory is another.
+    """
+    facts = {} if checkpoint is None else facts_of(checkpoint)
+    record = facts.get("micro_batch_tokens")
+    if not record or record["asked"] != asked or (facts["engine"], facts["processes"]) != (engine, processes):
+        return None
+    return record["taken"]
 
 
 def recut(step: Step, cut: Cut, packing: Packing) -> Step:

@@ -112,6 +112,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     folder = Path(recipe.output_dir)
     resume = resolve_resume(args.resume_from_checkpoint, folder)
     progress, interrupt = TerminalProgress(recipe.objective), SaveOnInterrupt()
+    rows_known = None if recipe.streaming else known
+    tokens = choose_micro_batch_tokens(recipe, args, model, reference, groups=rows_known, resume=resume)
     trainer = PreferenceTrainer(
         model,
         args,
@@ -124,7 +126,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         reference_model=reference,
         precompute_reference=recipe.precompute_reference,
         reference_cache=recipe.reference_cache,
-        cut=Cut(max_tokens=choose_micro_batch_tokens(recipe, args, model, reference)),
+        cut=Cut(max_tokens=tokens),
         road=recipe.road,
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
@@ -135,6 +137,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
     trainer.settings = run_settings(recipe, args)
+    trainer.asked_tokens = recipe.micro_batch_tokens
     trainer.upload_later = True
     del reference  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints

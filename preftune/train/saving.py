@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -23,7 +22,7 @@ from preftune import __version__
 from preftune.errors import CheckpointError, RecipeError, TrainingError
 from preftune.model.load import one_line
 from preftune.model.sharding import is_sharded, whole_state
-from preftune.train.checkpoint import MANIFEST, STAGING, checkpoints, seal, step_of
+from preftune.train.checkpoint import STAGING, checkpoints, facts_of, seal, step_of
 from preftune.train.engines import DDP, ONE
 from preftune.train.held import HeldTrainer
 from preftune.train.identity import changed_settings
@@ -66,6 +65,11 @@ class SealedTrainer(HeldTrainer):
         """Read them again."""
         if self.watch is not None:
             self.watch.load(checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether `save_strategy: best` saves: at a new best, and at a healthy look that a rollback may go back to."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        return is_best or (self.watch is not None and self.watch.wants_saved == self.state.global_step)
 
     def _watch_the_clock(self, rescue_minutes: float) -> None:
         """Rescue checkpoints, and log lines that a resume does not cut. The clock is asked after other callbacks."""
@@ -203,9 +207,12 @@ class SealedTrainer(HeldTrainer):
         staged = run / STAGING / name
         if self.state.best_model_checkpoint or rescue:
             self.state.save_to_json(str(staged / "trainer_state.json"))
-        facts = facts_of_run(self._identity(), self.settings, self.args.world_size)
-        seal(staged, {"step": self.state.global_step, **facts, "engine": self.engine})
+        seal(staged, self._facts())
         publish_step(run, self.state.global_step, rescue, self.args, self.state.best_model_checkpoint)
+
+    def _facts(self) -> dict[str, Any]:
+        facts = facts_of_run(self._identity(), self.settings, self.args.world_size)
+        return {"step": self.state.global_step, **facts, "engine": self.engine}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self._require(checkpoint, "scheduler.pt")
@@ -217,7 +224,7 @@ class SealedTrainer(HeldTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        then = None if checkpoint is None else _facts_of(Path(checkpoint)).get("processes")
+        then = None if checkpoint is None else facts_of(Path(checkpoint)).get("processes")
         if then not in (None, self.args.world_size):
             set_seed(self.args.seed + self.state.global_step)  # draws of other processes; only dropout asks for any
             if self.args.process_index == 0:
@@ -268,7 +275,7 @@ def check_same_run(
     Raises:
         CheckpointError: with what has changed.
     """
-    facts = _facts_of(checkpoint)  # {}: not one of ours; whoever reads it decides
+    facts = facts_of(checkpoint)  # {}: not one of ours; whoever reads it decides
     then = facts.get("run", {})
     changed = [*changed_settings(then, now), *changed_settings(facts.get("settings", {}), settings or {})]
     if not changed:
@@ -284,29 +291,24 @@ def check_same_run(
 
 
 def check_same_world(checkpoint: Path, engine: str, processes: int) -> None:
-    """Refuse another number of processes where an engine keeps a piece of the optimizer for each.
+    """Refuse another engine or another number of processes where either keeps a piece of the optimizer for each.
 
     Under DDP, or in one process, the optimizer is whole in every process, and the order of the data and the batch do
-    not depend on how many there are.
+    not depend on how many there are. Other engines lay their state out each in its own way.
 
     Raises:
-        CheckpointError: the pieces are of other processes.
+        CheckpointError: the pieces are of other processes, or of another engine.
     """
-    facts = _facts_of(checkpoint)
-    then, whole = facts.get("processes", processes), (ONE, DDP)
-    if then == processes or (engine in whole and facts.get("engine", engine) in whole):
+    facts = facts_of(checkpoint)
+    then, before, whole = facts.get("processes", processes), facts.get("engine", engine), (ONE, DDP)
+    if (then, before) == (processes, engine) or (engine in whole and before in whole):
         return
-    made = f"{then} process{'es' * (then != 1)} under {facts.get('engine', engine)}"
+    made = f"{then} process{'es' * (then != 1)} under {before}"
     raise CheckpointError(
-        f"'{checkpoint}' was made by {made}, and this is {engine} with {processes}: such engines keep a piece of the "
-        f"optimizer's state for each process. Go on with {then}, or start afresh with model_name_or_path set to it."
+        f"'{checkpoint}' was made by {made}, and this is {engine} with {processes}: FSDP2 and DeepSpeed keep a piece "
+        f"of the optimizer's state for each process, each in its own way. Go on with {made}, or start afresh with "
+        "model_name_or_path set to it."
     )
-
-
-def _facts_of(checkpoint: Path) -> dict[str, Any]:
-    """What its manifest says; {} without one."""
-    manifest = checkpoint / MANIFEST
-    return json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
 
 
 def not_saved(cause: Exception, run: Path, name: str) -> str:

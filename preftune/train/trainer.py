@@ -45,7 +45,7 @@ from preftune.train.nonfinite import FiniteGuard, check_action
 from preftune.train.passes import RunningMean, check_row_weights, prepare_step
 from preftune.train.precompute import ReferenceTables, default_cache
 from preftune.train.raw import to_arguments, to_groups
-from preftune.train.redo import StepInMemory
+from preftune.train.redo import StepInMemory, kept_tokens
 from preftune.train.saving import SealedTrainer
 from preftune.train.step import Packing, StepLoss, micro_batch_loss, step_counts
 from preftune.train.stream import GroupStream, Mark, StreamSource
@@ -56,7 +56,7 @@ OVERRIDDEN = frozenset(
     "get_train_dataloader get_eval_dataloader get_batch_samples training_step evaluation_loop log floating_point_ops"
     " _track_num_input_tokens _save_checkpoint _get_output_dir _push_from_checkpoint _load_optimizer_and_scheduler"
     " _load_rng_state create_accelerator_and_postprocess create_optimizer train _get_grad_norm init_hf_repo"
-    " push_to_hub create_scheduler save_model".split()
+    " push_to_hub create_scheduler save_model _determine_best_metric".split()
 )
 EVAL_STEP_GROUPS = 256  # groups planned and packed together during evaluation
 
@@ -121,6 +121,7 @@ class PreferenceTrainer(SealedTrainer):
         train_dataset = to_groups(train_dataset, "train_dataset", built, tokenizer, **limits)
         eval_dataset = to_groups(eval_dataset, "eval_dataset", built, tokenizer, **limits)
         self.cut = cut or Cut(max_tokens=default_micro_batch_tokens(args.device))
+        self.asked_tokens = None if cut is None else cut.max_tokens  # of a micro-batch, before memory had its say
         self.share_prompt, self.master_weights, self.optimizer_state = share_prompt, master_weights, optimizer_state
         self.metrics, self.running = MetricSums(), RunningMean()
         self.window_start = time.perf_counter()
@@ -200,7 +201,10 @@ class PreferenceTrainer(SealedTrainer):
         self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
         self.guard.seen, self.guard.skipped = [], 0
         if isinstance(resume_from_checkpoint, str):
-            self.check_same_run(Path(resume_from_checkpoint))
+            checkpoint, world = Path(resume_from_checkpoint), self.args.world_size
+            self.check_same_run(checkpoint)
+            kept = kept_tokens(checkpoint, self.asked_tokens, self.engine, world)
+            self.cut = replace(self.cut, max_tokens=kept or self.cut.max_tokens)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     # data
@@ -400,6 +404,12 @@ class PreferenceTrainer(SealedTrainer):
         if self._stream is not None:
             self._require(str(checkpoint), Mark.FILE)
             self._stream.load_mark(checkpoint)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            **super()._facts(),
+            "micro_batch_tokens": {"asked": self.asked_tokens, "taken": self.cut.max_tokens},
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {

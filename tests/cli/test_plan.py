@@ -95,6 +95,35 @@ def test_rows_of_a_file_are_as_long_as_they_are(capsys, folder):
     assert plan(capsys, "--model", "m", "max_length=50")["lengths"]["longest"] == 100
 
 
+@pytest.mark.parametrize(
+    "dataset",
+    ["dataset=[nobody/has-it, nor/this]", "dataset={nobody/has-it: 0.5}", "dataset_mixer={nobody/has-it: 1.0}"],
+)
+def test_several_data_sets_of_the_hub_are_not_read(capsys, monkeypatch, dataset):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = plan(capsys, "--model", "m", dataset, "max_length=50")
+    assert found["lengths"]["longest"] == 100
+    assert "the data is not on this machine, so rows are as long as max_length allows" in found["notes"]
+
+
+@pytest.mark.parametrize("key", ["dataset_num_proc=2", "dataset_splits=[train]", "dataset_configs=null"])
+def test_a_key_about_data_names_none(capsys, key):
+    found = plan(capsys, "--model", "m", key, "max_length=50")
+    assert found["lengths"]["longest"] == 100
+
+
+def test_advice_keeps_what_the_recipe_says_of_the_accelerator(capsys):
+    """A LoRA run would do, but it fits with less: gradients that are reduced after every micro-batch."""
+    words = ("--model", LLAMA, "--gpus", "4", "--engine", "fsdp", "gradient_checkpointing=true", "bf16=true")
+    theirs = 'accelerator_config={"even_batches": false, "gradient_accumulation_kwargs": {"num_steps": 1}}'
+    (found,) = plan(capsys, *words, theirs, "--gpu-memory", "56")["engines"]
+    (change,) = found["changes"]
+    assert json.loads(change.removeprefix("accelerator_config=")) == {
+        "even_batches": False,
+        "gradient_accumulation_kwargs": {"num_steps": 1, "sync_each_batch": True},
+    }
+
+
 def test_what_an_engine_refuses_is_said(capsys):
     found = plan(capsys, "--model", "m", "--gpus", "2", "torch_dtype=bfloat16", "master_weights=split")
     assert [one["engine"] for one in found["engines"]] == ["DDP"]

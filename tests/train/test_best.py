@@ -58,6 +58,37 @@ def test_a_metric_that_no_evaluation_has_is_refused_before_the_first_step(tmp_pa
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.parametrize(
+    ("held_out", "metric", "near"),
+    [
+        (GROUPS[:5], "foo_loss", "loss"),
+        ({"one": GROUPS[:5], "two": GROUPS[5:9]}, "loss", "one_loss, .*two_loss"),
+        ({"one": GROUPS[:5], "two": GROUPS[5:9]}, "eval_three_loss", "one_loss, .*two_loss"),
+    ],
+    ids=["one set", "several sets", "no such set"],
+)
+def test_a_loss_that_no_evaluation_has_is_refused_too(tmp_path, held_out, metric, near):
+    how = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "metric_for_best_model": metric}
+    trainer = build_trainer(tmp_path, held_out=held_out, **how)
+    with pytest.raises(RecipeError, match=f"{metric.removeprefix('eval_')} is none of the metrics .*{near}"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_the_loss_of_one_of_several_sets_chooses(tmp_path):
+    held_out = {"one": GROUPS[:5], "two": GROUPS[5:9]}
+    how = {
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "two_loss",
+    }
+    trainer = build_trainer(tmp_path, held_out=held_out, **how)
+    trainer.train()
+    losses = [record["eval_two_loss"] for record in trainer.state.log_history if "eval_two_loss" in record]
+    assert len(losses) == 2 and trainer.state.best_metric == min(losses)
+
+
 def test_a_class_that_the_first_rows_do_not_have_is_no_missing_metric(tmp_path):
     groups = [build_group(4, 5, row=row) for row in range(40)]
     desirable = [type(group)(group.prompt_ids, group.response_ids, group.origin, (1.0,)) for group in groups]

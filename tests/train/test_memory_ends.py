@@ -56,6 +56,24 @@ def test_it_shrinks_until_it_fits(tmp_path):
     assert losses_of(trainer) == pytest.approx(losses_of(whole), rel=1e-5)
 
 
+def test_a_resumed_run_keeps_the_cut_that_its_checkpoint_had_come_to(tmp_path):
+    """Memory ends in step 1, and not again: as if there had been more of it when the run was gone on with."""
+    whole = build_trainer(tmp_path / "whole", cut=Cut(max_tokens=400))
+    limited(whole, 250).train()
+    again = build_trainer(tmp_path / "again", cut=Cut(max_tokens=400))
+    again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-5"))
+    assert again.cut.max_tokens == whole.cut.max_tokens == 133
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_a_cut_that_is_asked_for_anew_is_taken(tmp_path):
+    whole = build_trainer(tmp_path / "whole", cut=Cut(max_tokens=400))
+    limited(whole, 250).train()
+    again = build_trainer(tmp_path / "again", cut=Cut(max_tokens=200))
+    again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-5"))
+    assert again.cut.max_tokens == 200
+
+
 def test_a_row_that_does_not_fit_alone_is_named(tmp_path):
     groups = [*GROUPS[:15], build_group(80, 90, 95, row=16)]
     trainer = limited(build_trainer(tmp_path, groups=groups), 150)

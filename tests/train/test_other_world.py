@@ -38,6 +38,20 @@ def test_pieces_of_other_processes_are_refused(tmp_path, then, engine, now, proc
         check_same_world(made_by(tmp_path, then, engine), now, processes)
 
 
+@pytest.mark.parametrize(
+    ("then", "now"), [("DDP", "FSDP2"), ("FSDP2", "DDP"), ("ZeRO-2", "ZeRO-3"), ("DDP", "ZeRO-3"), ("ZeRO-3", "FSDP2")]
+)
+def test_another_engine_with_as_many_processes_is_refused(tmp_path, then, now):
+    """What it reads is laid out otherwise: the optimizer's state would be left out, or would not be found."""
+    with pytest.raises(CheckpointError, match=f"was made by 2 processes under {then}, and this is {now} with 2: .*"):
+        check_same_world(made_by(tmp_path, 2, then), now, 2)
+
+
+def test_the_way_on_is_named_with_the_engine(tmp_path):
+    with pytest.raises(CheckpointError, match="Go on with 2 processes under DDP, or start afresh"):
+        check_same_world(made_by(tmp_path, 2, "DDP"), "FSDP2", 2)
+
+
 def test_a_batch_that_other_processes_make_larger_is_refused_with_the_key_that_keeps_it(tmp_path):
     folder = made_by(tmp_path, 2, batch=16)
     with pytest.raises(CheckpointError, match="It was made by 2 processes, and this is 1: set total_batch_size: 16"):

@@ -327,3 +327,22 @@ class TestHub:
         summary = train(None, **work, push_to_hub=True, hub_model_id="me/model")
         assert summary["steps"] == 4
         assert "Saved in run, but not on the hub (ConnectionError: no route)." in caplog.text
+
+
+def test_a_resume_keeps_the_micro_batch_that_memory_gave_at_the_start(work, monkeypatch, caplog):
+    """Little memory at first, plenty afterwards: the cut is part of what the run is, bit for bit."""
+    saving = {**work, "total_batch_size": 64, "save_strategy": "steps", "save_steps": 2}
+    monkeypatch.setattr("preftune.train.budget.free_gib", lambda device: 0.0)
+    write_rows(Path("pairs.jsonl"), PAIRS * 4)  # 64 rows of one step take more than they may
+    train(None, **saving)
+    monkeypatch.setattr("preftune.train.budget.free_gib", lambda device: None)
+    resumed = {**saving, "output_dir": "again", "resume_from_checkpoint": "run/checkpoint-2"}
+    with caplog.at_level("INFO"):
+        train(None, **resumed)
+    assert "micro-batches of up to 256 tokens" in caplog.text
+    one, two = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("run", "again"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        train(None, **resumed, micro_batch_tokens=512)
+    assert "micro-batches of up to 512 tokens" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -244,18 +245,124 @@ def ill_from(trainer, step):
     return signs
 
 
-def test_a_model_that_cannot_answer_is_trained_without_a_watch(tmp_path, monkeypatch, caplog):
-    def fail(*_):
-        raise torch.OutOfMemoryError("out of memory")
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("preftune.train.watch.look.sample", fail)
-    trainer, watch = watched(tmp_path, action="rollback")
+
+def test_a_model_that_cannot_answer_is_trained_without_a_watch(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("preftune.train.watch.look.sample", out_of_memory)
+    trainer, watch = watched(tmp_path)
     trainer.train()
     assert (
         "No collapse watch from step 0 on: the model gives no answers (OutOfMemoryError: out of memory)." in caplog.text
     )
     assert trainer.state.global_step == 10
     assert watch.summary(1.0)["looks"] == 0
+
+
+@pytest.mark.parametrize("action", ["stop", "rollback"])
+def test_a_run_that_is_to_end_when_it_collapses_does_not_go_on_unwatched(tmp_path, monkeypatch, action):
+    """The look at step 4 fails: what follows would be saved without having been judged."""
+    trainer, _ = watched(tmp_path, action=action, save_steps=2)
+    usual = look.sample
+
+    def sample(*given):
+        return out_of_memory() if trainer.state.global_step == 4 else usual(*given)
+
+    monkeypatch.setattr("preftune.train.watch.look.sample", sample)
+    said = rf"on_collapse: {action}: the look at step 4 failed \(OutOfMemoryError.*step 2 is the last healthy one.*warn"
+    with pytest.raises(TrainingError, match=said):
+        trainer.train()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_a_start_that_cannot_be_looked_at_is_refused_where_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr("preftune.train.watch.look.sample", out_of_memory)
+    trainer, _ = watched(tmp_path, action="stop")
+    with pytest.raises(TrainingError, match=r"the look at step 0 failed .*there is no earlier checkpoint"):
+        trainer.train()
+
+
+def test_a_checkpoint_that_was_saved_collapsed_is_no_healthy_one(tmp_path, monkeypatch):
+    """A run that only warned saves on; gone on with under rollback, it does not go back to that."""
+    first, _ = watched(tmp_path / "first", save_steps=2, max_steps=6)
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(first, 4))
+    first.train()
+    again, watch = watched(tmp_path / "again", action="rollback", max_steps=6)
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(again, 4))
+    with pytest.raises(TrainingError, match=r"collapses at step 6; there is no earlier checkpoint"):
+        again.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-4"))
+    watch.load(tmp_path / "first/checkpoint-2")
+    assert watch.healthy == 2
+
+
+def test_the_last_healthy_checkpoint_may_be_the_one_that_was_gone_on_with(tmp_path, monkeypatch):
+    """It lies in the folder of another run."""
+    first, _ = watched(tmp_path / "first", save_steps=2, max_steps=6)
+    first.train()
+    again, watch = watched(tmp_path / "again", action="rollback", max_steps=6)
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(again, 6))
+    again.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-4"))
+    watch.settle()
+    assert watch.rolled_back_to == 4
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "first/checkpoint-4").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in again.model.state_dict().items())
+
+
+def test_a_healthy_checkpoint_that_is_gone_is_said(tmp_path, monkeypatch):
+    trainer, watch = watched(tmp_path, action="rollback")
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(trainer, 7))
+    trainer.train()
+    for path in checkpoints(tmp_path):
+        shutil.rmtree(path)
+    with pytest.raises(TrainingError, match=r"on_collapse: rollback: the checkpoint of step 5, .* is no longer in"):
+        watch.settle()
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_rollback_beside_the_best_checkpoints(tmp_path, monkeypatch, best):
+    """Evaluations 4 and 6 are no best ones; their healthy looks are saved all the same."""
+    trainer, watch = watched(
+        tmp_path,
+        action="rollback",
+        steps=100,
+        held_out=GROUPS[:5],
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="best",
+        metric_for_best_model="lengths/chosen",  # the same at every evaluation: the first is the best
+        load_best_model_at_end=best,
+    )
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(trainer, 7))
+    trainer.train()
+    watch.settle()
+    assert trainer.state.global_step == 8
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-4", "checkpoint-2"]
+    assert watch.rolled_back_to == (None if best else 6)
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{2 if best else 6}").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_rescue_checkpoint_is_looked_at_before_it_is_saved(tmp_path, monkeypatch):
+    """The clock asks at every step; steps 3 and 5 are no looks of the watch's own."""
+    loss = {"objective": "simpo", "rescue_minutes": 1e-9}
+    trainer, watch = watched(tmp_path, action="rollback", loss=loss, save_strategy="no", steps=4)
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(trainer, 3))
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert [path.name for path in checkpoints(tmp_path)] == ["rescue-2", "rescue-1"]
+    watch.settle()
+    assert watch.rolled_back_to == 2
+
+
+def test_a_start_of_other_rows_is_not_gone_on_with(tmp_path, caplog):
+    """As many prompts, but of another evaluation set: the figures of the start are not theirs."""
+    first, _ = watched(tmp_path / "first", held_out=GROUPS[:6], save_steps=5)
+    first.train()
+    again, watch = watched(tmp_path / "again", held_out=GROUPS[6:12])
+    again.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-5"))
+    assert "watched with other prompts; what follows is held against step 5" in caplog.text
+    assert watch.began == 5
 
 
 def test_a_line_of_answers_is_one_line():

@@ -7,12 +7,13 @@ A look is taken at the start, at every evaluation, every `watch_steps` steps and
     stop       the run ends with an error
     rollback   the run ends well, and its model is that of the last checkpoint that was judged healthy
 
-With the last two every checkpoint is looked at before it is saved, and a collapsed one is not; rollback saves one at
-every healthy look besides, so that there is something to go back to.
+With the last two every checkpoint is looked at before it is saved, and a collapsed one is not; a look that fails ends
+the run. rollback saves a checkpoint at every healthy look besides, so that there is something to go back to.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -55,6 +56,9 @@ class Watch(TrainerCallback):
         self.last, self.looks, self.seconds = -1, 0, 0.0
         self.best_chosen: float | None = None  # of the looks so far
         self.healthy: int | None = None  # the step of the newest checkpoint that was judged healthy
+        self.loaded: Path | None = None  # the checkpoint that was gone on with, where it is the healthy one
+        self.wants_saved = -1  # the step of the newest healthy look, of a rollback
+        self.no_start = "this checkpoint was saved without one"
         self.rolled_back_to: int | None = None
         self.said: set[str] = set()
         self.collapsed = False
@@ -71,9 +75,7 @@ class Watch(TrainerCallback):
             return
         self.began = self.last = state.global_step
         if state.global_step:
-            logger.warning(
-                "Watch: this checkpoint was saved without one; what follows is held against step %d.", self.began
-            )
+            logger.warning("Watch: %s; what follows is held against step %d.", self.no_start, self.began)
         self._take(state, first=True)
 
     def _looks_at_all(self, args: Any, state: Any) -> bool:
@@ -101,7 +103,7 @@ class Watch(TrainerCallback):
         if self.collapsed:
             self._end(state, control)
         elif self.action == "rollback":
-            control.should_save = True
+            control.should_save, self.wants_saved = True, state.global_step
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.action != "warn" and self.last == state.global_step:
@@ -117,6 +119,11 @@ class Watch(TrainerCallback):
         try:
             now = first_look(trainer, self.rows, trainer.args.seed) if first else look(trainer, self.rows, self.start)
         except LookFailed as cause:
+            if self.action != "warn":
+                raise TrainingError(
+                    f"on_collapse: {self.action}: the look at step {state.global_step} failed ({cause}); "
+                    f"{self._left()}. Mend the cause, or set on_collapse: warn, which goes on without a watch."
+                ) from None
             logger.warning("No collapse watch from step %d on: the model gives no answers (%s).", self.last, cause)
             self.start = []
             return
@@ -163,21 +170,32 @@ class Watch(TrainerCallback):
             control.should_save = control.should_evaluate = False
             logger.warning("Watch: the run ends here, and its model is that of step %d.", self.healthy)
             return
-        left = (
+        raise TrainingError(f"The model collapses at step {state.global_step}; {self._left()}. Cause: {self.cause}")
+
+    def _left(self) -> str:
+        return (
             "there is no earlier checkpoint" if self.healthy is None else f"step {self.healthy} is the last healthy one"
         )
-        raise TrainingError(f"The model collapses at step {state.global_step}; {left}. Cause: {self.cause}")
 
     def settle(self) -> None:
         """After training: of a run that was rolled back, load the model of its healthy checkpoint.
 
         Where the best model is asked for, it is loaded already. Every process must call this.
+
+        Raises:
+            TrainingError: somebody has removed it.
         """
         best = self.trainer.args.load_best_model_at_end and self.trainer.state.best_model_checkpoint
         if not self.collapsed or self.action != "rollback" or best:
             return
-        found = checkpoints(Path(self.trainer.args.output_dir))
-        kept = next(path for path in found if step_of(path) == self.healthy)
+        folder = Path(self.trainer.args.output_dir)
+        found = [*checkpoints(folder), *([] if self.loaded is None else [self.loaded])]
+        kept = next((path for path in found if path.is_dir() and step_of(path) == self.healthy), None)
+        if kept is None:
+            raise TrainingError(
+                f"on_collapse: rollback: the checkpoint of step {self.healthy}, the last healthy one, is no longer in "
+                f"'{folder}'. Start afresh, or go on from an older one."
+            )
         self.trainer._load_from_checkpoint(str(kept))
         self.rolled_back_to = self.healthy
 
@@ -198,8 +216,18 @@ class Watch(TrainerCallback):
     def save(self, folder: Path) -> None:
         if self.start:
             kept = {name: getattr(self, name) for name in KEPT}
-            text = json.dumps({**kept, "said": sorted(self.said), "start": [asdict(found) for found in self.start]})
-            (folder / self.FILE).write_text(text, encoding="utf-8")
+            kept |= {
+                "rows": self.rows_hash,
+                "said": sorted(self.said),
+                "start": [asdict(found) for found in self.start],
+            }
+            (folder / self.FILE).write_text(json.dumps(kept), encoding="utf-8")
+
+    @property
+    def rows_hash(self) -> str:
+        """A hash of what is watched."""
+        ids = [[row.prompt_ids, row.chosen_ids] for row in self.rows]
+        return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
     def load(self, checkpoint: Path) -> None:
         path = checkpoint / self.FILE
@@ -207,17 +235,14 @@ class Watch(TrainerCallback):
             return
         kept = json.loads(path.read_text(encoding="utf-8"))
         start = [Answered.from_dict(values) for values in kept["start"]]
-        if len(start) != len(self.rows):
-            logger.warning(
-                "Watch: the checkpoint was watched with %d prompts, not %d: the start is looked at anew.",
-                len(start), len(self.rows),
-            )  # fmt: skip
+        if len(start) != len(self.rows) or kept.get("rows", self.rows_hash) != self.rows_hash:
+            self.no_start = "this checkpoint was watched with other prompts"
             return
         for name in KEPT:
             setattr(self, name, kept[name])
         self.start, self.said = start, set(kept["said"])
-        if self.last == step_of(checkpoint):  # judged before it was saved
-            self.healthy = self.last
+        if self.last == step_of(checkpoint) and not self.said:  # judged before it was saved
+            self.healthy, self.loaded = self.last, checkpoint
 
     def _open_answers(self, step: int) -> None:
         if not self.trainer.is_world_process_zero():
