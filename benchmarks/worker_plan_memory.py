@@ -60,7 +60,7 @@ def build_trainer(recipe: Recipe, config: LlamaConfig, groups: list[TokenizedGro
     args = PreferenceArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=len(groups),
-        max_steps=2,
+        max_steps=cell.get("steps", 2),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _OF_RESPONSES = ("ranked_pairs", "cut_response_end", "sft_normalization", "value_head_format")
 _ONCE = ("precompute_reference", "tokens_cache", "dataset_num_proc", "streaming")
-_OTHER_LOOP = ("optimizer_state", "rescue_minutes", "on_nonfinite")
+_OTHER_LOOP = ("optimizer_state",)
 _REWARDS = ("reward_function", "reward_endpoint", "reward_model_name_or_path")
 _SHARDED = ("deepspeed", "fsdp")
 

@@ -127,6 +127,16 @@ def step_of(checkpoint: Path) -> int:
         ) from None
 
 
+def open_run(run: Path, resume: Path | None) -> None:
+    """Make the run folder, and clear it of what an earlier run left of the steps that are to come."""
+    run.mkdir(parents=True, exist_ok=True)
+    earlier = set_aside(run, -1 if resume is None else step_of(resume))
+    if earlier is not None:
+        begins = "Starting afresh" if resume is None else f"Going on from {resume.name}"
+        logger.warning("%s; later checkpoints of an earlier run are now in %s.", begins, earlier)
+    (run / SUMMARY).unlink(missing_ok=True)
+
+
 def resolve_resume(request: bool | str | None, run: Path) -> Path | None:
     """The checkpoint to go on from, or None to start afresh.
 

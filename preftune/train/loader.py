@@ -6,23 +6,26 @@ loads nothing.
 
 from __future__ import annotations
 
+import errno
 import math
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
+from multiprocessing import Lock
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from preftune.data.plan import Cut, epoch_order, uneven_share
-from preftune.errors import DataError
+from preftune.errors import DataError, TrainingError
 from preftune.train.step import Packing, build_step, joint
 from preftune.types import Step, TokenizedGroup
 
 StepKey = tuple[int, int]
+LOCKS = 8  # of a queue and an event, about
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,29 @@ class StepKeys(Sampler):
 class StepLoader(DataLoader):
     """Has `set_epoch`, which Trainer calls; after a resume Trainer calls the sampler's instead."""
 
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            _check_shared_memory(self.num_workers)
+        return super().__iter__()
+
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
+
+
+def _check_shared_memory(workers: int) -> None:
+    """Steps come from workers through pipes; the locks of these are files in /dev/shm.
+
+    Raises:
+        TrainingError: there is no room for them.
+    """
+    try:
+        tuple(Lock() for _ in range(LOCKS * (workers + 1)))  # all of them at once
+    except OSError as cause:
+        full = "is full" if cause.errno == errno.ENOSPC else "cannot be used"
+        raise TrainingError(
+            f"Shared memory (/dev/shm) {full} ({cause.strerror}), and processes that prepare steps have their locks "
+            "there. Set dataloader_num_workers: 0, or give it room (docker run --shm-size=64m)."
+        ) from cause
 
 
 def step_loader(source: Any, workers: int = 0) -> StepLoader:

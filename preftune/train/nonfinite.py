@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from preftune.data.pack import unpack
 from preftune.errors import TrainingError
 from preftune.model.load import one_line
-from preftune.train.ranks import agreed
+from preftune.train.ranks import agreed, of_all_ranks
 from preftune.types import Origin, PackedBatch, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,8 @@ FOLDER, ROWS = "nonfinite", "rows.json"
 
 class FiniteGuard:
     """Looks at each step between its gradient and the optimizer."""
+
+    looked_at = "Log-probs"
 
     def __init__(self, trainer: Any, action: str) -> None:
         self.trainer, self.action = trainer, action
@@ -59,12 +60,12 @@ class FiniteGuard:
         bad = [(batch, ~s.isfinite().all(1)) for batch, s in seen if not s.isfinite().all()]
         rows = [str(batch.origins[i]) for batch, groups in bad for i in groups.nonzero()[:, 0].tolist()]
         groups = [group for batch, _ in bad or seen for group in unpack(batch) if batch.weights.any()]
-        rows, groups = _of_all_ranks(rows), _of_all_ranks(groups)
+        rows, groups = of_all_ranks(rows), of_all_ranks(groups)
         number = trainer.state.global_step + 1
         if rows:
-            said = f"Log-probs became non-finite at step {number}, in {len(rows)} groups: {', '.join(rows[:5])}."
+            said = f"{self.looked_at} became non-finite at step {number}, in {len(rows)} groups: {', '.join(rows[:5])}."
         else:
-            said = f"The gradient became non-finite at step {number}, with finite log-probs."
+            said = f"The gradient became non-finite at step {number}, with finite {self.looked_at.lower()}."
         kept = self._keep(number, rows, groups)
         if self.action != "skip" or self.skipped >= MOST_SKIPPED:
             after = f" It is the {self.skipped + 1}th such step." if self.skipped else ""
@@ -95,12 +96,18 @@ class FiniteGuard:
             folder.mkdir(parents=True)
             record = {"step": step, "rows": rows, "groups": [asdict(group) for group in groups]}
             (folder / ROWS).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-            if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-                return f"preftune replay {folder} --model CHECKPOINT"
-            trainer._save(str(folder))
+            kept = self._keep_weights(folder)
         except OSError as cause:
             return f"no replay: it could not be kept ({one_line(cause)})"
-        return f"preftune replay {folder}"
+        return f"preftune replay {folder}" + ("" if kept else " --model CHECKPOINT")
+
+    def _keep_weights(self, folder: Path) -> bool:
+        """Whether they could be: they are not in pieces."""
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            return False
+        trainer._save(str(folder))
+        return True
 
 
 def load_rows(folder: Path) -> tuple[int, list[TokenizedGroup]]:
@@ -120,11 +127,3 @@ def check_action(trainer: Any) -> None:
 def _group(values: dict[str, Any]) -> TokenizedGroup:
     tuples = {key: tuple(values[key]) for key in ("scores", "reference")}
     return TokenizedGroup(**{**values, **tuples, "origin": Origin(**values["origin"])})
-
-
-def _of_all_ranks(own: list[Any]) -> list[Any]:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return own
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, own)
-    return [item for part in every for item in part]

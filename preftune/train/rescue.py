@@ -7,13 +7,16 @@ and so does the end of the run.
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
+from preftune.train.checkpoint import RESCUES, STAGING, publish, rescues, step_of
 from preftune.train.ranks import agreed
 
 
@@ -57,6 +60,32 @@ class RescueClock(TrainerCallback):
         """Whether the checkpoint that is being saved is a rescue checkpoint."""
         best = args.save_strategy == SaveStrategy.BEST and state.best_global_step == state.global_step
         return self.asked and not best
+
+
+def publish_step(run: Path, step: int, rescue: bool, args: Any, best: str | None) -> None:
+    """Give the sealed checkpoint of a step its name, and remove those that it makes superfluous.
+
+    Args:
+        best: the folder of the best checkpoint so far, which stays.
+    """
+    publish(run / STAGING / f"checkpoint-{step}", run / (f"rescue-{step}" if rescue else f"checkpoint-{step}"))
+    spare = rescues(run)[RESCUES:]
+    if not rescue:
+        rotate_checkpoints(
+            output_dir=str(run),
+            save_total_limit=args.save_total_limit,
+            best_model_checkpoint=best,
+            use_mtime=False,
+        )
+        spare = [] if args.save_only_model else [path for path in rescues(run) if step_of(path) <= step]
+    for path in spare:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_rescues(run: Path) -> None:
+    """At the end of a run, whose model is saved."""
+    for path in rescues(run):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _ends_an_epoch(state: Any) -> bool:

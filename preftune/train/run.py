@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -41,9 +40,8 @@ from preftune.train.checkpoint import (
     SUMMARY,
     checkpoints,
     is_unfinished,
-    rescues,
+    open_run,
     resolve_resume,
-    set_aside,
     step_of,
 )
 from preftune.train.data import load_groups
@@ -53,6 +51,7 @@ from preftune.train.models import check_fits, check_positions, load_reference_mo
 from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
 from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
+from preftune.train.rescue import drop_rescues
 from preftune.train.stream import GroupStream
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard_trackers, usable_trackers
@@ -181,8 +180,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     summary |= {} if watch is None else {"watch": watch.summary(loop)}
     if trainer.is_world_process_zero():
         write_run_files(recipe, folder, summary)
-        for rescue in rescues(folder):
-            shutil.rmtree(rescue, ignore_errors=True)
+        drop_rescues(folder)
         if args.push_to_hub:
             trainer.upload_run()
     return summary
@@ -195,6 +193,7 @@ def _train_ppo(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str
     summary = run_ppo(recipe, args, callbacks)
     if args.process_index == 0:
         write_run_files(recipe, Path(recipe.output_dir), summary)
+        drop_rescues(Path(recipe.output_dir))
     return summary
 
 
@@ -224,12 +223,7 @@ def _look_at_the_disk(trainer: PreferenceTrainer, folder: Path, rescue_minutes: 
 
 def _open_folder(recipe: Recipe, folder: Path, resume: Path | None) -> None:
     """The run folder with the recipe, and without what an earlier run left of the steps to come."""
-    folder.mkdir(parents=True, exist_ok=True)
-    earlier = set_aside(folder, -1 if resume is None else step_of(resume))
-    if earlier is not None:
-        begins = "Starting afresh" if resume is None else f"Going on from {resume.name}"
-        logger.warning("%s; later checkpoints of an earlier run are now in %s.", begins, earlier)
-    (folder / SUMMARY).unlink(missing_ok=True)
+    open_run(folder, resume)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 
 

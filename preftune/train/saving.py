@@ -15,19 +15,19 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints, set_seed
+from transformers.trainer_utils import HubStrategy, set_seed
 from transformers.utils import PushInProgress
 
 from preftune import __version__
 from preftune.errors import CheckpointError, RecipeError, TrainingError
 from preftune.model.load import one_line
 from preftune.model.sharding import is_sharded, whole_state
-from preftune.train.checkpoint import RESCUES, STAGING, checkpoints, facts_of, publish, rescues, seal, step_of
+from preftune.train.checkpoint import STAGING, checkpoints, facts_of, seal, step_of
 from preftune.train.engines import DDP, ONE
 from preftune.train.held import HeldTrainer
 from preftune.train.identity import changed_settings
 from preftune.train.push import open_repo, push_checkpoint, push_folder
-from preftune.train.rescue import RescueClock
+from preftune.train.rescue import RescueClock, publish_step
 from preftune.train.window import ReopenWindow, Window
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class SealedTrainer(HeldTrainer):
         except (OSError, RuntimeError, SafetensorError) as cause:
             if self.args.should_save:
                 shutil.rmtree(run / STAGING, ignore_errors=True)  # room again, for whoever looks
-            raise TrainingError(_not_saved(cause, run, name)) from cause
+            raise TrainingError(not_saved(cause, run, name)) from cause
         self.window_start += time.perf_counter() - started  # as evaluation, not training throughput
         if self.args.push_to_hub and not rescue:
             self._push_from_checkpoint(str(run / name))
@@ -204,37 +204,15 @@ class SealedTrainer(HeldTrainer):
         self.accelerator.wait_for_everyone()
 
     def _publish(self, run: Path, name: str, rescue: bool) -> None:
-        staged, step = run / STAGING / name, self.state.global_step
+        staged = run / STAGING / name
         if self.state.best_model_checkpoint or rescue:
             self.state.save_to_json(str(staged / "trainer_state.json"))
         seal(staged, self._facts())
-        publish(staged, run / (f"rescue-{step}" if rescue else name))
-        spare = rescues(run)[RESCUES:]
-        if not rescue:
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-            spare = [] if self.args.save_only_model else [path for path in rescues(run) if step_of(path) <= step]
-        for path in spare:
-            shutil.rmtree(path, ignore_errors=True)
+        publish_step(run, self.state.global_step, rescue, self.args, self.state.best_model_checkpoint)
 
     def _facts(self) -> dict[str, Any]:
-        names = ("torch", "transformers", "accelerate")
-        return {
-            "step": self.state.global_step,
-            "run": self._identity(),
-            "settings": self.settings,
-            "processes": self.args.world_size,
-            "engine": self.engine,
-            "versions": {
-                "python": platform.python_version(),
-                "preftune": __version__,
-                **{name: version(name) for name in names},
-            },
-        }
+        facts = facts_of_run(self._identity(), self.settings, self.args.world_size)
+        return {"step": self.state.global_step, **facts, "engine": self.engine}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self._require(checkpoint, "scheduler.pt")
@@ -269,6 +247,21 @@ class SealedTrainer(HeldTrainer):
                 f"'{checkpoint}' has no {name}: going on from step {step} without it would be another run. "
                 "It was saved with save_only_model, or by another number of processes."
             )
+
+
+def facts_of_run(run: dict[str, Any], settings: dict[str, Any], processes: int) -> dict[str, Any]:
+    """What a manifest says of who wrote it."""
+    names = ("torch", "transformers", "accelerate")
+    return {
+        "run": run,
+        "settings": settings,
+        "processes": processes,
+        "versions": {
+            "python": platform.python_version(),
+            "preftune": __version__,
+            **{name: version(name) for name in names},
+        },
+    }
 
 
 def check_same_run(
@@ -318,7 +311,7 @@ def check_same_world(checkpoint: Path, engine: str, processes: int) -> None:
     )
 
 
-def _not_saved(cause: Exception, run: Path, name: str) -> str:
+def not_saved(cause: Exception, run: Path, name: str) -> str:
     """What could not be written and why, and what is there to go on from."""
     left = checkpoints(run)
     intact = f"{left[0].name} and what is older are intact" if left else "there is no earlier checkpoint"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -278,7 +279,9 @@ class PreferenceTrainer(SealedTrainer):
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
         self._check_engine(model)
         model.train()
-        return self.in_memory(lambda step: self._accumulate(model, step), inputs)
+        self.in_memory.apart = isinstance(model, DistributedDataParallel)
+        held = model.module if self.in_memory.apart else model  # gradients are shared when all of them are there
+        return self.in_memory(lambda step: self._accumulate(held, step), inputs)
 
     def _accumulate(self, model: Any, inputs: Step) -> Tensor:
         accelerator, device = self.accelerator, self.args.device
@@ -290,7 +293,8 @@ class PreferenceTrainer(SealedTrainer):
         for number, batch in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             accelerator.gradient_state._set_sync_gradients(last)
-            alone = nullcontext() if last or deepspeed or every else accelerator.no_sync(model)
+            together = last or deepspeed or every or self.in_memory.apart
+            alone = nullcontext() if together else accelerator.no_sync(model)
             with alone, straight_into_grad(ranks == 1 and accelerator.scaler is None):
                 with self.compute_loss_context_manager():
                     loss, policy = micro_batch_loss(model, batch, self.loss, counts)
@@ -300,6 +304,7 @@ class PreferenceTrainer(SealedTrainer):
             output = self.metrics.add(batch, policy, self.loss)
             self.running.add(output, batch)
             self.guard.note(batch, policy.sums)
+        self.in_memory.share_gradients()
         if self.loss.objective.baseline == Baseline.RUNNING:
             self.running.close_step(self._summed)
         return total
@@ -317,7 +322,7 @@ class PreferenceTrainer(SealedTrainer):
                 self.loss,
                 reference=None if self.reference is None else self._reference_logps,
                 running=self.running.mean,
-                summed=self._summed,
+                summed=self.in_memory.summed,
             )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

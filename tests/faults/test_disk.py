@@ -19,6 +19,7 @@ from tests.faults.same import assert_resumes_to_the_same
 pytestmark = pytest.mark.slow
 TRAIN = ["train", "recipe.yaml"]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+CLONE_NEWNS, MS_REC_PRIVATE = 0x20000, (1 << 14) | (1 << 18)
 
 
 def fill_the_disk():
@@ -105,6 +106,30 @@ def test_a_worker_that_dies_stops_the_run_with_its_checkpoint(work):
     assert "Traceback" not in said
     assert all(problem(path) is None for path in checkpoints(work / "worker"))
     assert_resumes_to_the_same(work, "worker")
+
+
+def fill_the_shared_memory():
+    """A /dev/shm without room for a byte, which this process alone sees."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(CLONE_NEWNS) == 0
+    assert libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None) == 0
+    assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=64k") == 0
+    with pytest.raises(OSError, match="No space left"), open("/dev/shm/full", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    skip_plots()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full /dev/shm of its own takes a mount")
+def test_full_shared_memory_matters_to_workers_alone_and_is_named(work):
+    """Steps come from workers through a pipe; /dev/shm has the locks of their queues."""
+    code, said = run([*TRAIN, "output_dir=shared"], work, fill_the_shared_memory)
+    assert code == 0, said
+    code, said = run([*TRAIN, "output_dir=shared-worker", "dataloader_num_workers=1"], work, fill_the_shared_memory)
+    assert code == 1
+    assert last_line(said).startswith("TrainingError: Shared memory (/dev/shm) is full")
+    assert "dataloader_num_workers: 0" in last_line(said)
+    assert "Traceback" not in said and "Exception ignored" not in said
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ WRONG = [
     (REWARD, {"max_prompt_length": 600}, "Set max_length: 1112"),
     (REWARD, {"sft_weight": 0.1}, "ppo samples its own"),
     (REWARD, {"streaming": True, "max_steps": 4}, "'streaming' true has no effect"),
-    (REWARD, {"on_nonfinite": "skip"}, "'on_nonfinite' 'skip' has no effect"),
     (REWARD, {"optimizer_state": "8bit"}, "'optimizer_state' '8bit' has no effect"),
     (REWARD, {"master_weights": "split"}, "'master_weights' split is not for ppo"),
     (REWARD, {"ranked_pairs": "all"}, "ppo samples its responses, and reads none"),

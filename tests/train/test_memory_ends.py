@@ -7,7 +7,9 @@ import torch
 
 from preftune.data.plan import Cut
 from preftune.errors import TrainingError
-from tests.small import build_group
+from preftune.train.redo import recut
+from preftune.train.step import Packing, build_step
+from tests.small import build_group, build_groups
 from tests.train.test_trainer import GROUPS, build_trainer, losses_of
 
 
@@ -89,3 +91,19 @@ def test_a_run_in_memory_checks_nothing_else(tmp_path):
     trainer.model.forward = broken
     with pytest.raises(RuntimeError, match="another cause"):
         trainer.train()
+
+
+@pytest.mark.parametrize("count", [16, 7, 1])
+def test_a_process_cuts_its_share_as_the_smaller_budget_does(count):
+    """But for the repeated groups that fill up, which it leaves out where it has others."""
+    groups = build_groups(count, longest=40)
+    for rank in (0, 1):
+        large, small = (build_step(groups, Cut(max_tokens=size), rank=rank, ranks=2) for size in (400, 90))
+        again = recut(large, Cut(max_tokens=90), Packing())
+        assert (again.global_groups, again.global_first_tokens) == (count, small.global_first_tokens)
+        fillers = [not batch.weights.any() for batch in small.micro_batches]
+        kept = [places for places, filler in zip(small.places, fillers, strict=True) if not filler]
+        assert list(again.places) == (kept or list(small.places))
+        whole = [batch for batch, filler in zip(small.micro_batches, fillers, strict=True) if not filler]
+        for one, other in zip(again.micro_batches, whole or small.micro_batches, strict=True):
+            assert torch.equal(one.input_ids, other.input_ids) and one.origins == other.origins

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,6 +13,7 @@ from preftune.data.plan import Cut
 from preftune.model.heads import load_reward_model, to_scorer
 from preftune.model.policy import to_policy
 from preftune.objectives.ppo import PPO
+from preftune.train.ppo.guard import UpdateGuard
 from preftune.train.ppo.rollout import Rollout, Targets
 from preftune.train.ppo.update import Updater
 from tests.small import build_group, build_model
@@ -82,6 +85,7 @@ def test_an_update_is_that_of_the_loss_written_out(cut, models):
         cut=cut,
         max_grad_norm=0.0,
         summed=lambda values: values,
+        guard=UpdateGuard(SimpleNamespace(args=SimpleNamespace(fp16=False, device=torch.device("cpu"))), "stop"),
     )
     figures = updater.run(rollout, Targets(table(advantages), table(returns)))
     for model, expected in zip((policy, value), wanted, strict=True):

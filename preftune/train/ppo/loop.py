@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -27,23 +26,23 @@ from transformers import (
     get_scheduler,
 )
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from preftune.data.plan import Cut, epoch_order
 from preftune.errors import RecipeError
 from preftune.model.value_head import base_of
 from preftune.objectives.ppo import PPO
 from preftune.train.arguments import PreferenceArguments
-from preftune.train.checkpoint import STAGING, publish, seal
 from preftune.train.identity import hash_groups
 from preftune.train.master import MasterAdamW
+from preftune.train.ppo.guard import UpdateGuard
 from preftune.train.ppo.models import Models
 from preftune.train.ppo.prompts import Prompt
 from preftune.train.ppo.rollout import roll_out, targets_of
 from preftune.train.ppo.samples import evaluate, write_samples
 from preftune.train.ppo.sampling import Sampling
-from preftune.train.ppo.state import STATE, load_random_state, load_training, save_random_state, save_training
+from preftune.train.ppo.saving import load_checkpoint, save_checkpoint
 from preftune.train.ppo.update import Updater
+from preftune.train.rescue import RescueClock
 from preftune.train.saving import check_same_run
 
 logger = logging.getLogger(__name__)
@@ -60,6 +59,9 @@ class PPOTrainer:
         ends: the tokens that end a response.
         cut: of an optimizer step into micro-batches.
         master_weights: keep float32 masters of low-precision weights.
+        rescue_minutes: between checkpoints by the clock (`preftune.train.rescue`); 0 takes none.
+        on_nonfinite: `stop` at an update that is not finite, or `skip` it (`preftune.train.nonfinite`).
+        settings: what a resumed run must have the same, beside data and objective.
     """
 
     def __init__(
@@ -74,10 +76,14 @@ class PPOTrainer:
         ends: tuple[int, ...],
         cut: Cut,
         master_weights: bool = True,
+        rescue_minutes: float = 15,
+        on_nonfinite: str = "stop",
+        settings: dict[str, Any] | None = None,
         callbacks: Iterable[TrainerCallback] = (),
     ) -> None:
         self.ppo, self.models, self.args, self.tokenizer = ppo, models, args, tokenizer
-        self.prompts, self.held_out = prompts, held_out
+        self.prompts, self.held_out, self.settings = prompts, held_out, settings or {}
+        self.guard, self.clock = UpdateGuard(self, on_nonfinite), RescueClock(rescue_minutes, args.device)
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -115,9 +121,10 @@ class PPOTrainer:
             cut=cut,
             max_grad_norm=args.max_grad_norm,
             summed=self._summed,
+            guard=self.guard,
         )
-        self.callbacks = CallbackHandler(
-            [DefaultFlowCallback, *callbacks], models.policy, tokenizer, self.optimizer, self.scheduler
+        self.callbacks = CallbackHandler(  # the clock after all others, which may ask for a checkpoint too
+            [DefaultFlowCallback, *callbacks, self.clock], models.policy, tokenizer, self.optimizer, self.scheduler
         )
         self.window: list[dict[str, float]] = []
         self.tokens_seen = 0
@@ -157,7 +164,7 @@ class PPOTrainer:
     def train(self, checkpoint: Path | None = None) -> TrainerState:
         """All steps, or those that are left after `checkpoint`."""
         if checkpoint is not None:
-            self._resume(checkpoint)
+            load_checkpoint(self, checkpoint)
         else:
             torch.manual_seed(self.args.seed + self.rank)  # each process samples for itself
         started, first = time.perf_counter(), self.state.global_step
@@ -194,7 +201,8 @@ class PPOTrainer:
         if self.control.should_evaluate and self.held_out:
             best = self._evaluate()
         if self.control.should_save or (best and self.args.save_strategy == "best"):
-            self._save_checkpoint(best)
+            save_checkpoint(self, best)
+            self.control = self.callbacks.on_save(self.args, self.state, self.control)
 
     def _next_prompts(self) -> list[Prompt]:
         """This process's part of the rollout; the order of the prompts is a function of seed and pass."""
@@ -216,16 +224,19 @@ class PPOTrainer:
         self.tokens_seen += int(sums[-1].item())
         found = dict(zip(figures, means, strict=True))
         found["val/num_eos_tokens"] = found.pop("ended") * self.rollout_size
-        loss = updated["loss/policy_avg"] + self.ppo.vf_coef * updated["loss/value_avg"]
-        return {"loss": loss, **found, **updated, "lr": rate}
+        if updated:  # not all steps were left out
+            updated["loss"] = updated["loss/policy_avg"] + self.ppo.vf_coef * updated["loss/value_avg"]
+        return {**found, **updated, "lr": rate}
 
     # --- logs and evaluation
 
     def _log_window(self) -> None:
-        """Means over the steps since the last line; what counts on is as it stands."""
-        names = self.window[-1]
-        means = {name: sum(figures[name] for figures in self.window) / len(self.window) for name in names}
-        means |= {name: names[name] for name in ("lr", "episode", "eps")}
+        """Means over the steps since the last line that have the figure; what counts on is as it stands."""
+        newest = self.window[-1]
+        names = dict.fromkeys(name for figures in self.window for name in figures)
+        found = {name: [figures[name] for figures in self.window if name in figures] for name in names}
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        means |= {name: newest[name] for name in ("lr", "episode", "eps")}
         self.window.clear()
         self._log(means)
 
@@ -291,47 +302,11 @@ class PPOTrainer:
     def _data_hash(self) -> str:
         return hash_groups(prompt.answered([0]) for prompt in self.prompts)
 
-    def _save_checkpoint(self, best: bool) -> None:
-        run = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        staged = run / STAGING / name
-        if self.state.is_world_process_zero:
-            shutil.rmtree(run / STAGING, ignore_errors=True)  # what a crash left
-            staged.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        if not self.args.save_only_model:
-            save_random_state(staged, self.rank)
-        if best:
-            self.state.best_model_checkpoint = str(run / name)
-        if self.state.is_world_process_zero:
-            self.save_model(staged)
-            if not self.args.save_only_model:
-                save_training(staged, self.models, self.optimizer, self.scheduler)
-            self.state.num_input_tokens_seen = self.tokens_seen
-            self.state.save_to_json(str(staged / STATE))
-        self.accelerator.wait_for_everyone()
-        if self.state.is_world_process_zero:
-            seal(staged, {"step": self.state.global_step, "run": self.identity()})
-            publish(staged, run / name)
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-        self.accelerator.wait_for_everyone()
-        self.control = self.callbacks.on_save(self.args, self.state, self.control)
-
     def save_model(self, folder: Path) -> None:
         """The policy (or its adapter) and the tokenizer, in transformers' files."""
         self.models.policy.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _resume(self, checkpoint: Path) -> None:
-        check_same_run(checkpoint, self.identity())
-        load_training(checkpoint, self.models, self.optimizer, self.scheduler)
-        saved = TrainerState.load_from_json(str(checkpoint / STATE))
-        for name in ("global_step", "epoch", "log_history", "best_metric", "best_global_step", "best_model_checkpoint"):
-            setattr(self.state, name, getattr(saved, name))
-        self.tokens_seen = saved.num_input_tokens_seen
-        load_random_state(checkpoint, self.rank)
+    def check_same_run(self, checkpoint: Path) -> None:
+        """Refuse to go on with other data, another batch or other settings than the checkpoint was made with."""
+        check_same_run(checkpoint, self.identity(), self.settings, self.ranks)

@@ -9,6 +9,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterable
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from preftune.objectives.ppo import PPO
 from preftune.recipe import Recipe, describe_objective
 from preftune.recipe.guards import guard_rails
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
-from preftune.train.checkpoint import LOG, resolve_resume, set_aside, step_of
+from preftune.train.checkpoint import LOG, open_run, resolve_resume, step_of
+from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
 from preftune.train.models import check_fits
 from preftune.train.ppo.loop import PPOTrainer
@@ -74,15 +76,18 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
         ends=ending_tokens(models.policy, tokenizer, ppo.stop_token),
         cut=Cut(max_tokens=recipe.micro_batch_tokens or default_micro_batch_tokens(args.device)),
         master_weights=recipe.master_weights,
+        rescue_minutes=recipe.rescue_minutes,
+        on_nonfinite=recipe.on_nonfinite,
+        settings=_settings(recipe, args),
         callbacks=[RunLog(folder), progress, interrupt, *trackers, *callbacks],
     )
+    if resume is not None:
+        trainer.check_same_run(resume)
+    trainer.accelerator.wait_for_everyone()  # all have looked for the checkpoint before anything is moved
     if trainer.state.is_world_process_zero:
-        folder.mkdir(parents=True, exist_ok=True)
+        open_run(folder, resume)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         _announce(recipe, trainer)
-        earlier = set_aside(folder) if resume is None else None
-        if earlier is not None:
-            logger.warning("Starting afresh; the checkpoints of an earlier run are now in %s.", earlier)
     loop = time.perf_counter()
     done_before = 0 if resume is None else step_of(resume)
     try:
@@ -101,6 +106,12 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
 
             save_plain_lora(models.policy, folder)
     return _summary(recipe, trainer, done_before, loop, time.perf_counter() - started)
+
+
+def _settings(recipe: Recipe, args: PreferenceArguments) -> dict[str, Any]:
+    """Without what is no part of a run: where its judge is, and how to get in there."""
+    free = {field.name for field in fields(PPO) if not field.repr}
+    return {key: value for key, value in run_settings(recipe, args).items() if key not in free}
 
 
 def _check_room(

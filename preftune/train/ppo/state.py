@@ -2,12 +2,14 @@
 
 trained.pt      weights that are trained, of the policy and of the value model, by name
 training.pt     optimizer, schedule
+window.json     figures of the steps since the last log line, and how many updates the run has left out
 rng_state_R.pt  random states of process R
 trainer_state.json  step, history, best figure (transformers' TrainerState)
 """
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 
 from preftune.errors import CheckpointError
 from preftune.train.ppo.models import Models
+from preftune.train.window import FILE as WINDOW
 
 TRAINED, TRAINING, STATE = "trained.pt", "training.pt", "trainer_state.json"
 
@@ -67,6 +70,18 @@ def load_random_state(folder: Path, rank: int) -> None:
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def save_window(folder: Path, window: list[dict[str, float]], skipped: int) -> None:
+    (folder / WINDOW).write_text(json.dumps({"steps": window, "skipped": skipped}), encoding="utf-8")
+
+
+def load_window(folder: Path) -> tuple[list[dict[str, float]], int]:
+    """Of a checkpoint that was saved without: an empty one."""
+    if not (folder / WINDOW).is_file():
+        return [], 0
+    found = json.loads((folder / WINDOW).read_text(encoding="utf-8"))
+    return found["steps"], found["skipped"]
 
 
 def _trained(model: Any) -> dict[str, Any]:

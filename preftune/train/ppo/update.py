@@ -17,9 +17,9 @@ from torch import Tensor
 
 from preftune.data.pack import pack
 from preftune.data.plan import Cut, plan_step
-from preftune.errors import TrainingError
 from preftune.model.tokens import TokenLogps, token_values
 from preftune.objectives.ppo import PPO, Sum, approximate_kl
+from preftune.train.ppo.guard import UpdateGuard
 from preftune.train.ppo.rollout import Rollout, Targets
 
 # Each is a mean over the tokens of all updates of a rollout.
@@ -43,6 +43,7 @@ class Updater:
         parameters: all that is trained, for the clipping of gradients.
         padded: the models are on the padded road, where a micro-batch costs its widest row each.
         summed: adds a tensor up over processes.
+        guard: looks at each step before the optimizer moves.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class Updater:
         cut: Cut,
         max_grad_norm: float,
         summed: Sum,
+        guard: UpdateGuard,
     ) -> None:
         self.ppo, self.policy, self.value, self.optimizer = ppo, policy, value, optimizer
         self.accelerator, self.parameters, self.cut = accelerator, parameters, cut
-        self.max_grad_norm, self.summed = max_grad_norm, summed
+        self.max_grad_norm, self.summed, self.guard = max_grad_norm, summed, guard
 
     def run(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
-        """All steps on a rollout; returns the figures, over all processes."""
+        """All steps on a rollout; returns the figures, over all processes, of the steps that were taken."""
         self.policy.train()
         self.value.train()
         device = rollout.mask.device
@@ -71,10 +73,15 @@ class Updater:
         norms: list[float] = []
         for _ in range(self.ppo.num_ppo_epochs):
             for members in torch.randperm(len(rollout.groups)).chunk(self.ppo.num_mini_batches):
+                left_out = self.guard.skipped
                 sums, norm = self._step(rollout, targets, members.tolist())
+                if self.guard.skipped > left_out:
+                    continue
                 totals += sums
                 tokens += rollout.mask[members.to(device)].sum()
                 norms.append(norm)
+        if not norms:
+            return {}
         *means, _ = (self.summed(torch.cat([totals, tokens[None]])) / self.summed(tokens[None])).tolist()
         found = dict(zip(FIGURES, means, strict=True))
         found["val/ratio_var"] = max(found.pop("val/ratio_square") - found["val/ratio"] ** 2, 0.0)
@@ -97,12 +104,8 @@ class Updater:
                 # engines average over ranks; the step's loss is a sum of shares
                 self.accelerator.backward(loss * (self.accelerator.num_processes / tokens))
             sums += part
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf))
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise TrainingError(
-                f"The gradient became {norm}. Lower the learning rate, or look at the scores; the last checkpoint is "
-                "intact."
-            )
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
+        norm = float(self.guard.check(self.policy, norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return sums, norm
@@ -115,6 +118,7 @@ class Updater:
             logps, entropy = self.policy(batch=batch, read=TokenLogps(ppo.temperature, entropy=True))
             values = self.value(batch=batch, read=token_values)
         logps, values = logps.float(), values.float()
+        self.guard.note_tokens(batch, logps, values)
         tables = (rollout.logps, rollout.values, targets.advantages, targets.returns)
         old, old_values, advantages, returns = (table[chosen][mask] for table in tables)
         policy_losses, ratios = ppo.policy_losses(logps, old, advantages)
