@@ -42,7 +42,16 @@ def test_the_suite_runs_with_the_pinned_versions():
 
 
 def test_what_an_extra_brings_is_named_by_its_own_door():
-    assert set(PROJECT["optional-dependencies"]) == {"zstd", "lora", "quant", "deepspeed", "modelscope", "eval", "dev"}
+    assert set(PROJECT["optional-dependencies"]) == {
+        "zstd",
+        "lora",
+        "quant",
+        "deepspeed",
+        "liger",
+        "modelscope",
+        "eval",
+        "dev",
+    }
 
 
 def test_the_published_recipes_ship_with_the_package():

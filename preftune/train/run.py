@@ -46,6 +46,7 @@ from preftune.train.checkpoint import (
     set_aside,
     step_of,
 )
+from preftune.train.checkpointing import settle_checkpoint_layers
 from preftune.train.data import load_groups
 from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
@@ -104,6 +105,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     ):
         logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
+    settled = settle_checkpoint_layers(recipe, args, model, reference)
     rows = known + (held_out or [])
     _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
     if recipe.streaming:
@@ -125,11 +127,12 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         reference_model=reference,
         precompute_reference=recipe.precompute_reference,
         reference_cache=recipe.reference_cache,
-        cut=Cut(max_tokens=choose_micro_batch_tokens(recipe, args, model, reference)),
+        cut=Cut(max_tokens=choose_micro_batch_tokens(settled, args, model, reference)),
         road=recipe.road,
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
         master_weights=recipe.master_weights,
+        checkpoint_layers=settled.checkpoint_layers,
         rescue_minutes=recipe.rescue_minutes,
         on_nonfinite=recipe.on_nonfinite,
         optimizer_state=recipe.optimizer_state,

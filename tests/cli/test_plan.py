@@ -78,6 +78,27 @@ def test_a_micro_batch_is_as_large_as_fits(capsys):
     assert tight["memory_gib"]["total"] <= 35 < roomy["memory_gib"]["total"]
 
 
+def test_as_few_layers_are_checkpointed_as_memory_asks_for(capsys):
+    words = ("--model", LLAMA, "--engine", "one", "use_peft=true", "torch_dtype=bfloat16")
+
+    def planned(memory: str, layers: str) -> tuple[int, int, bool]:
+        found = plan(capsys, *words, f"checkpoint_layers={layers}", "--gpu-memory", memory)["engines"][0]
+        return found["checkpoint_layers"], found["micro_batch_tokens"], found["fits"]
+
+    assert planned("200", "auto") == (0, 4096, True)
+    few, tokens, fits = planned("60", "auto")
+    assert 0 < few < 32 and tokens == 4096 and fits
+    assert planned("60", str(few)) == (few, 4096, True)
+    assert planned("60", str(few - 1))[1:] != (4096, True)
+    all_of_them, fewer_tokens, fits = planned("21", "auto")
+    assert (all_of_them, fits) == (32, True) and fewer_tokens < 4096
+    assert plan(capsys, *words, "gradient_checkpointing=true")["engines"][0]["checkpoint_layers"] == 32
+    every = "activation_checkpointing_kwargs={every_n_layers: 3}"
+    assert plan(capsys, *words, "gradient_checkpointing=true", every)["engines"][0]["checkpoint_layers"] == 11
+    _, out, _ = run(capsys, *words, "checkpoint_layers=auto", "--gpu-memory", "60")
+    assert f"4,096 tokens, {few} layers checkpointed" in out
+
+
 def test_rows_of_a_file_are_as_long_as_they_are(capsys, folder):
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
