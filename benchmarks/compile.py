@@ -2,7 +2,7 @@
 
     python benchmarks/compile.py                              table, into benchmarks/results/compile.*
     python benchmarks/compile.py --pairs 4 --mixes chat       a shorter run
-    python benchmarks/compile.py --tiny --out FOLDER          a self test
+    python benchmarks/compile.py --tiny                       a self test of seconds, writes nothing
 
 One process, one model, SimPO on batches of new lengths. Both sides see the same batches, in turns, the compiled layers
 switched off for the other one's. Compiling is what the first two batches take over the quickest of the later ones; it
@@ -154,11 +154,13 @@ def main(argv: list[str] | None = None) -> None:
             samples.append(measure(asked.size, mix, name, precision, asked.pairs, asked.steps))
     context["load_after"] = report.load_average()
     text = page(context, samples)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    record = {**context, "samples": [asdict(sample) for sample in samples]}
-    (asked.out / "compile.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (asked.out / "compile.md").write_text(text, encoding="utf-8")
     print(text, end="")
+    out = asked.out or (None if asked.tiny else RESULTS)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        record = {**context, "samples": [asdict(sample) for sample in samples]}
+        (out / "compile.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (out / "compile.md").write_text(text, encoding="utf-8")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -169,13 +171,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6, help="later batches, which are timed")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, short pairs, one mix in fp32")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, short pairs; writes only where --out says")
+    parser.add_argument("--out", type=Path, help=f"folder for compile.md and compile.json (default {RESULTS.name}/)")
     asked = parser.parse_args(argv)
     if asked.tiny:
         asked.size, asked.mixes, asked.precisions, asked.pairs, asked.steps = "tiny", ("chat",), ("fp32",), 2, 3
-        if asked.out == RESULTS:
-            asked.out = Path(tempfile.mkdtemp())
     return asked
 
 
