@@ -11,6 +11,8 @@ are symbols, and all layers of a kind share one graph, so later batches compile 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,10 +40,31 @@ def compile_layers(policy: Any, backend: str = "inductor", mode: str | None = No
     # DDP's own cut of a graph into buckets is for whole models; single layers are cut enough, and shapes are symbols
     torch._dynamo.config.optimize_ddp = False
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it warns of the break at attention
+    compiled = {
+        kind: torch.compile(_uncheckpointed(kind), backend=backend, mode=mode, dynamic=True)
+        for kind in {type(layer) for layer in layers}
+    }
     for layer in layers:
-        layer.compile(backend=backend, mode=mode, dynamic=True)
+        layer.forward = partial(_run, layer, compiled[type(layer)])
     base.compiled_layers = tuple(layers)
     return len(layers)
+
+
+def _checkpoints_inside(kind: type) -> bool:
+    """Whether a class of layers checkpoints itself inside of `forward`, where torch.compile would give up."""
+    return kind.forward.__code__.co_name == "forward_with_checkpointing"  # type: ignore[attr-defined]
+
+
+def _uncheckpointed(kind: type) -> Callable[..., Any]:
+    forward = kind.forward  # type: ignore[attr-defined]
+    return forward.__wrapped__ if _checkpoints_inside(kind) else forward
+
+
+def _run(layer: Any, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward` of a layer: checkpointed where it is, around what is compiled."""
+    if _checkpoints_inside(type(layer)) and layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(compiled, layer, **kwargs), *args)
+    return compiled(layer, *args, **kwargs)
 
 
 def check_compiler(device: torch.device, backend: str) -> None:

@@ -202,14 +202,13 @@ def attention(model: Any, implementation: str) -> Iterator[None]:
 def plain_layers(model: Any) -> Iterator[None]:
     """Run without the compiled layers that `preftune.model.compiled` has put in place."""
     layers = getattr(model, "compiled_layers", ())
-    compiled = [layer._compiled_call_impl for layer in layers]
-    for layer in layers:
-        layer._compiled_call_impl = None
+    compiled = [layer.__dict__.pop("forward", None) for layer in layers]
     try:
         yield
     finally:
-        for layer, call in zip(layers, compiled, strict=True):
-            layer._compiled_call_impl = call
+        for layer, forward in zip(layers, compiled, strict=True):
+            if forward is not None:  # already taken out by an outer call
+                layer.forward = forward
 
 
 def decoder_of(model: Any) -> nn.Module:

@@ -85,18 +85,19 @@ def test_as_few_layers_are_checkpointed_as_memory_asks_for(capsys):
         found = plan(capsys, *words, f"checkpoint_layers={layers}", "--gpu-memory", memory)["engines"][0]
         return found["checkpoint_layers"], found["micro_batch_tokens"], found["fits"]
 
-    assert planned("200", "auto") == (0, 4096, True)
-    few, tokens, fits = planned("60", "auto")
-    assert 0 < few < 32 and tokens == 4096 and fits
-    assert planned("60", str(few)) == (few, 4096, True)
-    assert planned("60", str(few - 1))[1:] != (4096, True)
-    all_of_them, fewer_tokens, fits = planned("21", "auto")
-    assert (all_of_them, fits) == (32, True) and fewer_tokens < 4096
+    def total(layers: int) -> float:
+        return plan(capsys, *words, f"checkpoint_layers={layers}")["engines"][0]["memory_gib"]["total"] + 1  # of CUDA
+
+    assert planned("500", "auto") == (0, 8192, True)
+    assert planned(f"{total(12) + 0.01}", "auto") == (12, 8192, True)
+    assert planned(f"{total(12) - 0.01}", "auto") == (13, 8192, True)
+    every, fewer_tokens, fits = planned(f"{total(32) - 1}", "auto")
+    assert (every, fits) == (32, True) and fewer_tokens < 8192
     assert plan(capsys, *words, "gradient_checkpointing=true")["engines"][0]["checkpoint_layers"] == 32
     every = "activation_checkpointing_kwargs={every_n_layers: 3}"
     assert plan(capsys, *words, "gradient_checkpointing=true", every)["engines"][0]["checkpoint_layers"] == 11
-    _, out, _ = run(capsys, *words, "checkpoint_layers=auto", "--gpu-memory", "60")
-    assert f"4,096 tokens, {few} layers checkpointed" in out
+    _, out, _ = run(capsys, *words, "checkpoint_layers=auto", "--gpu-memory", "500")
+    assert "8,192 tokens, 0 layers checkpointed" in out
 
 
 def test_rows_of_a_file_are_as_long_as_they_are(capsys, folder):
