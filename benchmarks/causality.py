@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from preftune.model.attention import AttentionPlan, TreeAttention, attend_dense
-from preftune.model.varlen import attend_varlen, can_serve, varlen_attn_reference
+from preftune.model.varlen import attend_varlen, flash_kernel, torch_kernel, varlen_attn_reference
 from preftune.types import Tree
 
 TREES = (Tree(0, 30, (19, 32)), Tree(81, 1, (1, 4)), Tree(87, 15, (6, 12)), Tree(120, 130, (70, 3)))
@@ -63,8 +62,9 @@ def backends(device: torch.device) -> Iterator[tuple[str, Attend, torch.dtype, s
     yield "varlen plan, written out", _varlen(varlen_attn_reference), full, ""
     yield "dense blocks", _dense, full, ""
     yield "CPU matrix products", _products, full, "runs on the CPU" if device.type == "cuda" else ""
-    yield "torch varlen_attn", _varlen(None), low, cuda or ("" if can_serve() else "this torch's takes no window")
-    yield "flash-attn package", _varlen(_flash_attn), low, cuda or _absent("flash_attn")
+    own, flash = torch_kernel(), flash_kernel()
+    yield "torch varlen_attn", _varlen(own), low, cuda or ("" if own else "this torch's takes no window")
+    yield "flash-attn package", _varlen(flash), low, cuda or ("" if flash else "not installed, or older than 2.1")
     yield "FlexAttention", _flex, low, cuda
     yield "FlexAttention", _flex, full, cuda
 
@@ -138,15 +138,3 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, window: int | No
     from preftune.model.flex import attend_flex  # compiles kernels
 
     return attend_flex(q, k, v, plan, SCALE, window, None, None)
-
-
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor, *plan: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
-
-    return flash_attn_varlen_func(q, k, v, *plan, softmax_scale=scale, causal=True, window_size=window_size)
-
-
-def _absent(package: str) -> str:
-    from importlib.util import find_spec
-
-    return "" if find_spec(package) else "not installed"

@@ -103,7 +103,7 @@ class PackedDesign(GpuDesign):
             attention.can_serve = lambda: False
         to_policy(self.model, road="padded" if road == "padded" else "packed")
         if road == "packed" and options.device.type == "cuda" and not attention.can_serve():
-            self.notes.append("FlexAttention: this torch has no varlen_attn with a scale and a window")
+            self.notes.append("FlexAttention: no varlen_attn with a scale and a window, nor flash-attn")
 
     def backward(self, pairs: list[Pair], mark: Mark) -> Tensor:
         from worker_preftune import SIMPO, to_groups

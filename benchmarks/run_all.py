@@ -49,6 +49,7 @@ class Part:
 PARTS = {
     "step": Part("step.py", has_tiny=True),
     "growth": Part("growth.py", has_tiny=True),
+    "compile": Part("compile.py", has_tiny=True),
     "end_to_end": Part(
         "end_to_end.py",
         ("--data", "{data}/" + EMOJI, "--tokenizer", "{data}/tokenizers/llama2/hf"),

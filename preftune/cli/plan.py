@@ -167,7 +167,8 @@ def _page(recipe: Recipe, plan: MemoryPlan) -> Iterator[str]:
         cells = "".join(f"{value:>12.2f}" for value in _cells(one))
         fits = {True: "yes", False: "no", None: "-"}[one.fits]
         host = f", {one.memory.host:.1f} GiB a process in host memory" if one.memory.host else ""
-        yield f"{one.engine.label:<18}{cells}  {fits:<4}  {one.tokens:,} tokens{host}"
+        layers = f", {one.layers} layers checkpointed" if recipe.checkpoint_layers is not None else ""
+        yield f"{one.engine.label:<18}{cells}  {fits:<4}  {one.tokens:,} tokens{layers}{host}"
     yield from (f"{name:<18}cannot run: {reason}" for name, reason in plan.refused.items())
     if any(one.fits is False for one in plan.engines):
         yield ""

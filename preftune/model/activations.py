@@ -52,9 +52,12 @@ class Kept:
         """Of a packed token in one layer."""
         return self.token / max(self.layers, 1)
 
-    def per_token(self, checkpointing: bool) -> float:
-        """With gradient checkpointing the layers' inputs, and one layer that is made again."""
-        return self.layers * self.stream + self.layer if checkpointing else self.token
+    def per_token(self, checkpointed: int) -> float:
+        """The inputs of the first `checkpointed` layers, and all of the others, or the one that is made again.
+
+        The others are gone by the time the first of these is made again.
+        """
+        return checkpointed * self.stream + max(self.layers - checkpointed, 1) * self.layer
 
 
 def count_kept(model: nn.Module, config: PretrainedConfig, compute: torch.dtype) -> Kept:

@@ -113,7 +113,7 @@ def estimate_memory(
     precision: Precision,
     *,
     reference: str = "",
-    checkpointing: bool = False,
+    checkpointed: int = 0,
     engine: Engine = Engine(),  # noqa: B008  (frozen)
     several: bool = True,
     syncs_each: bool = False,
@@ -125,16 +125,16 @@ def estimate_memory(
         counts: of the model, held in `precision`.
         tokens: those of the largest micro-batch.
         reference: what a live reference keeps: "" nothing, `trained` a copy of what trains, `model` another model.
-        checkpointing: activations are made again in backward.
+        checkpointed: layers whose activations are made again in backward.
         several: a step has several micro-batches.
         syncs_each: gradients are reduced after each of them (`sync_each_batch`), not after the last.
         device: cpu or cuda.
     """
     sizes, kept = counts.sizes, counts.kept
     held = hold(sizes, precision, engine, several=several and not syncs_each, cuda=device == "cuda")
-    shares = _moments(sizes, kept, held, tokens, precision, checkpointing, engine, several, device)
+    shares = _moments(sizes, kept, held, tokens, precision, checkpointed, engine, several, device)
     moment = max(shares, key=lambda name: sum(shares[name].values()))
-    further = kept.per_token(checkpointing) + kept.layer * BACKWARD + HEAD_STATES * kept.stream
+    further = kept.per_token(checkpointed) + kept.layer * BACKWARD + HEAD_STATES * kept.stream
     always = {
         "weights": held.weights,
         "master": held.master,
@@ -162,7 +162,7 @@ def _moments(
     held: Held,
     tokens: int,
     precision: Precision,
-    checkpointing: bool,
+    checkpointed: int,
     engine: Engine,
     several: bool,
     device: str,
@@ -171,7 +171,7 @@ def _moments(
     casts = kept.casts if engine.alone or engine.name == "DDP" else 0.0  # engines hold weights in the compute type
     first = min(held.gradients, 4.0 * sizes.head_trained)  # the head's is made in the forward pass
     made = held.gradients if several else first
-    inside = {"activations": tokens * kept.per_token(checkpointing), "cast_weights": casts, "gradients": made}
+    inside = {"activations": tokens * kept.per_token(checkpointed), "cast_weights": casts, "gradients": made}
     states = HEAD_STATES * kept.stream * tokens
     straight = 0.0 if engine.alone else 4.0 * sizes.head_trained
     # a gradient of the embedding is whole before it is added to what is there

@@ -56,11 +56,11 @@ class PolicyMixin:
             return read(self, batch)
         if batch is not None:
             return response_logps(self, batch, group_loss)
-        with attention(self, self.usual_attention):
+        with attention(self, self.usual_attention), plain_layers(self):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        with attention(self, self.usual_attention):  # masks and caches are made outside forward
+        with attention(self, self.usual_attention), plain_layers(self):  # masks and caches are made outside forward
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -198,10 +198,36 @@ def attention(model: Any, implementation: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def plain_layers(model: Any) -> Iterator[None]:
+    """Run without the compiled layers that `preftune.model.compiled` has put in place."""
+    layers = getattr(model, "compiled_layers", ())
+    compiled = [layer.__dict__.pop("forward", None) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, compiled, strict=True):
+            if forward is not None:  # already taken out by an outer call
+                layer.forward = forward
+
+
 def decoder_of(model: Any) -> nn.Module:
     """The model without its head."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     return model.base_model if decoder is None or decoder is model else decoder
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """The decoder layers of a transformers model, first to last.
+
+    Raises:
+        ModelError: it has no list of them.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    for module in decoder_of(model).children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
 def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None = None) -> Any:

@@ -5,11 +5,16 @@ Per group one sequence (q = shared + first branch, k = the same) and one for eac
 fewer queries than keys, which is exactly the tree; a window on key distance is one on positions for the same reason.
 Queries stay where they are; keys and values are gathered once, and the gather's backward adds what the branches send
 to the shared tokens.
+
+The kernel is torch's own `varlen_attn`; where this release's takes no window or no scale, that of the flash-attn
+package (`flash_attn_varlen_func`, aligned to the bottom right since 2.1) where it is installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preftune.types import Tree
+
+logger = logging.getLogger(__name__)
+Kernel = Callable[..., Tensor]  # with the signature of `varlen_attn`
+FLASH_ALIGNED = (2, 1)  # the first release of flash-attn whose causal mask is aligned to the bottom right
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,14 @@ def attend_varlen(
     plan: VarlenPlan,
     scale: float,
     window: int | None,
-    kernel: Callable[..., Tensor] | None = None,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """query (1, Hq, T, D), key and value (1, Hkv, T, D) -> (1, T, Hq, D).
 
-    `kernel` has the signature of `torch.nn.attention.varlen.varlen_attn`, which is what runs by default.
+    `kernel` has the signature of `torch.nn.attention.varlen.varlen_attn`; by default `find_kernel` chooses it.
     """
-    kernel = kernel or _torch_kernel()
+    kernel = kernel or find_kernel()
+    assert kernel is not None, "can_serve() says whether there is one"
     q = query[0].transpose(0, 1)
     k, v = (x[0].transpose(0, 1).index_select(0, plan.kv_rows) for x in (key, value))
     if (
@@ -81,20 +91,70 @@ def attend_varlen(
     return out[None]
 
 
-def _torch_kernel() -> Callable[..., Tensor]:
-    """torch's own call; `can_serve` says whether this release's takes what the plan needs."""
-    from torch.nn.attention.varlen import varlen_attn  # initialises CUDA kernels
-
-    return varlen_attn
+def can_serve() -> bool:
+    """Whether there is a kernel that takes what the plan needs."""
+    return find_kernel() is not None
 
 
 @cache
-def can_serve() -> bool:
-    """Whether torch's `varlen_attn` takes a scale and a window: its signature has changed between releases."""
+def find_kernel() -> Kernel | None:
+    """torch's call, else that of flash-attn, else None."""
+    found = torch_kernel()
+    if found is None:
+        found = flash_kernel()
+        if found is not None:
+            logger.info("Attention of packed rows: flash-attn, as this torch's varlen_attn takes no window or scale.")
+    return found
+
+
+def torch_kernel() -> Kernel | None:
+    """torch's `varlen_attn` where it takes a scale and a window: its signature has changed between releases."""
     try:
-        return {"scale", "window_size"} <= set(inspect.signature(_torch_kernel()).parameters)
+        from torch.nn.attention.varlen import varlen_attn  # initialises CUDA kernels
     except ImportError:
-        return False
+        return None
+    return varlen_attn if {"scale", "window_size"} <= set(inspect.signature(varlen_attn).parameters) else None
+
+
+def flash_kernel() -> Kernel | None:
+    """`flash_attn_varlen_func` of the flash-attn package, called as `varlen_attn` is; None where it cannot be used."""
+    try:
+        package = importlib.import_module("flash_attn")
+    except (ImportError, OSError):  # built for another torch, it fails to load
+        return None
+    version = tuple(int(part) for part in str(package.__version__).split(".")[:2])
+    return _called_as_torchs(package.flash_attn_varlen_func) if version >= FLASH_ALIGNED else None
+
+
+def _called_as_torchs(flash: Callable[..., Tensor]) -> Kernel:
+    """flash-attn says causal and window apart: keys from i - left to i + right, and none after i where it is causal."""
+
+    def kernel(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+    ) -> Tensor:
+        return flash(
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_q,
+            cu_seqlens_k=cu_k,
+            max_seqlen_q=max_q,
+            max_seqlen_k=max_k,
+            softmax_scale=scale,
+            causal=True,
+            window_size=window_size if window_size[0] >= 0 else (-1, -1),
+        )
+
+    return kernel
 
 
 def varlen_attn_reference(

@@ -35,6 +35,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_reference(recipe)
     _check_adapter(recipe)
     _check_precision(recipe)
+    _check_checkpointing(recipe)
+    _check_compiling(recipe)
     _check_evaluation(recipe)
     _check_streaming(recipe)
     _check_watch(recipe)
@@ -150,6 +152,44 @@ def _check_precision(recipe: Recipe) -> None:
         raise RecipeError(
             f"'optimizer_state' {recipe.optimizer_state} needs a master of bfloat16 weights: rounded moments and "
             "rounded weights do not learn. Set master_weights: split."
+        )
+
+
+def _check_checkpointing(recipe: Recipe) -> None:
+    if recipe.checkpoint_layers is None:
+        return
+    for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        given = recipe.training.get(key)
+        if isinstance(given, dict) and "every_n_layers" in given:
+            raise RecipeError(
+                f"'{key}' every_n_layers and 'checkpoint_layers' both say which layers are checkpointed. Keep one."
+            )
+
+
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+
+
+def _check_compiling(recipe: Recipe) -> None:
+    """The engine that a launcher asks for is looked at when the run starts."""
+    training = recipe.training
+    if not any(training.get(key) for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
+        return
+    if training.get("torch_compile_mode") in _CUDA_GRAPHS:
+        raise RecipeError(
+            f"'torch_compile_mode' {training['torch_compile_mode']} records CUDA graphs of fixed shapes, and packed "
+            "rows have none. Leave it out, or set max-autotune-no-cudagraphs."
+        )
+    for key in ("deepspeed", "fsdp"):
+        if training.get(key):
+            raise RecipeError(
+                f"'torch_compile' true and '{key}' do not go together: the engine gathers and frees a layer's weights "
+                "by hooks while it runs, and compiled layers were not held against plain ones there. Leave one out."
+            )
+    if recipe.load_in_4bit or recipe.load_in_8bit:
+        key = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit"
+        raise RecipeError(
+            f"'torch_compile' true is not for quantised weights, whose products are kernels of their own, and {key} is "
+            "true. Leave one of them out."
         )
 
 

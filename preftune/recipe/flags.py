@@ -290,6 +290,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default=True,
             kind=bool,
         ),
+        Flag(
+            "use_liger_kernel",
+            "Liger's kernels for norms, rotary embedding and feed-forward; needs a GPU and the extra liger",
+            key="use_liger_kernel",
+            kind=bool,
+            also=("use_liger",),
+        ),
         Flag("neftune_noise_alpha", "noise on embeddings", key="neftune_noise_alpha"),
         Flag("seed", "of data order and adapters", key="seed", default=42),
         Flag("data_seed", "of data order alone; by default --seed", key="data_seed", also=("dataset_seed",)),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _OF_RESPONSES = ("ranked_pairs", "cut_response_end", "sft_normalization", "value_head_format")
 _ONCE = ("precompute_reference", "tokens_cache", "dataset_num_proc", "streaming")
-_OTHER_LOOP = ("optimizer_state",)
+_OTHER_LOOP = ("optimizer_state", "checkpoint_layers")
 _REWARDS = ("reward_function", "reward_endpoint", "reward_model_name_or_path")
 _SHARDED = ("deepspeed", "fsdp")
 
@@ -110,7 +110,10 @@ def _check_training(recipe: Recipe) -> None:
     if training.get("lr_scheduler_type") == "reduce_lr_on_plateau":
         raise RecipeError("'lr_scheduler_type' reduce_lr_on_plateau is not for ppo, which has no loss to wait for.")
     for key, harmless in (
+        ("use_liger_kernel", False),
         ("torch_compile", False),
+        ("torch_compile_backend", None),
+        ("torch_compile_mode", None),
         ("push_to_hub", False),
         ("load_best_model_at_end", False),
         ("neftune_noise_alpha", None),

@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "trust_remote_code",
         "master_weights",
         "optimizer_state",
+        "checkpoint_layers",
         "freeze",
         "load_in_4bit",
         "load_in_8bit",
@@ -112,6 +113,8 @@ class Recipe:
         master_weights: keep float32 weights whatever `torch_dtype` says: true, in the optimizer (4 bytes a parameter
             beside bfloat16 weights); split, the same numbers as bfloat16 weight and low word (2 bytes); false, none.
         optimizer_state: how AdamW keeps its two moments: float32, bfloat16 or 8bit (8, 4 or 2 bytes a parameter).
+        checkpoint_layers: how many decoder layers, from the first on, make their activations again in backward; auto:
+            as few as memory asks for; null: all with gradient_checkpointing: true, else none.
         freeze: parts that are not trained: embeddings, head, norm, layers.0-7, or the beginning of parameter names.
         load_in_4bit, load_in_8bit: hold the base model quantised under an adapter (QLoRA).
         bnb_4bit_quant_type: nf4 or fp4.
@@ -188,6 +191,7 @@ class Recipe:
     trust_remote_code: bool = False
     master_weights: bool | Literal["split"] = True
     optimizer_state: MomentType = "float32"
+    checkpoint_layers: int | Literal["auto"] | None = None
     freeze: list[str] | None = None
     load_in_4bit: bool = False
     load_in_8bit: bool = False

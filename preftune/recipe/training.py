@@ -74,6 +74,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rescue_minutes": _AT_LEAST_0,
     "watch_prompts": _AT_LEAST_1,
     "watch_steps": _AT_LEAST_1,
+    "checkpoint_layers": (lambda value: value == "auto" or value >= 0, "auto or at least 0"),
 }
 
 

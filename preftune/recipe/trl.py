@@ -130,9 +130,6 @@ def unfold(layer: Layer) -> Layer:
     """
     layer = {key: given for key, given in layer.items() if not (key in _UNSET and given.value is None)}
     given = layer.pop("model_init_kwargs", None)
-    liger = layer.pop("use_liger_kernel", None)
-    if liger is not None and liger.value:
-        log.info("%s: 'use_liger_kernel' has no effect: the head never holds all logits as it is.", liger.place)
     if given is None or not given.value:
         return layer
     if not isinstance(given.value, dict):

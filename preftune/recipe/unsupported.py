@@ -18,8 +18,6 @@ NO_EFFECT: dict[str, str] = {
     "tuner_backend": "adapters are PEFT's",
     "lora_dtype": "adapters are float32",
     "ignore_args_error": "every flag is checked",
-    "use_liger": "the head never holds all logits as it is",
-    "use_liger_kernel": "the head never holds all logits as it is",
     "use_hf": "names are looked up on one hub; MS:: marks those of ModelScope",
     "acc_strategy": "accuracy is that of pairs",
     "bnb_4bit_use_double_quant": "scales are always quantised too",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
@@ -32,7 +36,13 @@ class PreferenceArguments(TrainingArguments):
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not lower_is_better(self.metric_for_best_model)
         prepare_environment(on_cpu=bool(self.use_cpu))
-        super().__post_init__()
+        own = self.tf32
+        if own is None and any((self.torch_compile, self.torch_compile_backend, self.torch_compile_mode)):
+            self.tf32 = False  # else transformers rounds float32 products on GPUs, unasked
+        with _dynamo_left_alone():
+            super().__post_init__()
+        self.tf32 = own
+        self._check_backend()
         if self.fsdp and self.fsdp_config.get("cpu_ram_efficient_loading"):
             raise RecipeError(
                 "'cpu_ram_efficient_loading' gives weights to the first process alone, and each process looks at the "
@@ -49,6 +59,31 @@ class PreferenceArguments(TrainingArguments):
                 "'fsdp' shards over several processes, and this is one alone. Start them with --nproc N, torchrun or "
                 "accelerate launch, or leave fsdp out."
             )
+
+    def _check_backend(self) -> None:
+        """accelerate would end in a traceback, and later."""
+        known = [name.lower() for name in DynamoBackend.__members__]
+        if self.torch_compile and str(self.torch_compile_backend).lower() not in known:
+            raise RecipeError(
+                f"'torch_compile_backend' must be one of {', '.join(known)}, found {self.torch_compile_backend!r}."
+            )
+
+
+@contextmanager
+def _dynamo_left_alone() -> Iterator[None]:
+    """TrainingArguments write torch_compile into the environment, where the next run of this process would find it."""
+    before = {name: os.environ.get(name) for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE")}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def checkpointing_kwargs(args: TrainingArguments) -> dict[str, object] | None:
+    """Of gradient checkpointing, by the name that the installed release has for them."""
+    return getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs
 
 
 def default_micro_batch_tokens(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from preftune.model.reference import Reference, Snapshot
 from preftune.train.engines import DDP, ONE, asked_engine, check_engine, check_world, settle_precision
+from preftune.train.layers import Compiling, take_compiling
 from preftune.train.moments import MomentType
 from preftune.train.optimizer import choose_optimizer
 
@@ -22,12 +23,14 @@ class HeldTrainer(Trainer):
     reference: Reference | None = None
     master_weights: bool | str = True
     optimizer_state: MomentType = "float32"
+    compiling: Compiling | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         check_world(self.accelerator)
         self.engine = asked_engine(self.args)
         self.engine_seen = False
+        self.compiling = take_compiling(self.accelerator)
 
     def _check_engine(self, model: Any) -> None:
         """In the first step, when the model is wrapped."""

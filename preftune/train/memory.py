@@ -82,7 +82,7 @@ class RunMemory:
             tokens,
             self.precision,
             reference=live_reference(self.recipe),
-            checkpointing=checkpoints(self.recipe),
+            checkpointed=checkpointed(self.recipe, self.counts.kept.layers),
             engine=engine,
             several=several,
             syncs_each=syncs_each_batch(self.recipe),
@@ -111,6 +111,19 @@ def largest_budget(taken: Callable[[int], float], limit: float, least: int, most
 def checkpoints(recipe: Recipe) -> bool:
     """Whether activations are made again in backward."""
     return any(recipe.training.get(f"{what}_checkpointing") for what in ("activation", "gradient"))
+
+
+def checkpointed(recipe: Recipe, layers: int) -> int:
+    """Of so many layers, those that make their activations again; `auto` counts as all, which is the least it takes."""
+    if recipe.checkpoint_layers is not None:
+        return layers if recipe.checkpoint_layers == "auto" else min(int(recipe.checkpoint_layers), layers)
+    return -(-layers // every_n_layers(recipe)) if checkpoints(recipe) else 0
+
+
+def every_n_layers(recipe: Recipe) -> int:
+    """Of transformers' settings of gradient checkpointing."""
+    kwargs = [recipe.training.get(f"{what}_checkpointing_kwargs") for what in ("activation", "gradient")]
+    return next((int(given.get("every_n_layers", 1)) for given in kwargs if isinstance(given, dict)), 1)
 
 
 def syncs_each_batch(recipe: Recipe) -> bool:

@@ -24,7 +24,8 @@ from preftune.model.shapes import published_config
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, resolve_batch
 from preftune.train.arguments import default_micro_batch_tokens_of
-from preftune.train.memory import RunMemory, checkpoints, largest_budget, live_reference, syncs_each_batch
+from preftune.train.checkpointing import fewest_layers
+from preftune.train.memory import RunMemory, checkpointed, checkpoints, largest_budget, live_reference, syncs_each_batch
 from preftune.types import Layout
 
 ENGINES = {"one": "one process", "ddp": "DDP", "fsdp": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
@@ -48,6 +49,7 @@ class EnginePlan:
         memory: at the micro-batch that is planned.
         tokens: of that micro-batch.
         fits: None where no memory was named.
+        layers: decoder layers that make their activations again.
         changes: keys of the recipe (key=value) that make it fit; [] where it does, or where none do.
         gpus: the fewest GPUs on which it fits as it is, where more help.
     """
@@ -56,6 +58,7 @@ class EnginePlan:
     memory: MemoryEstimate
     tokens: int
     fits: bool | None
+    layers: int
     changes: list[str]
     gpus: int | None
 
@@ -65,6 +68,7 @@ class EnginePlan:
             "processes": self.engine.ranks,
             "micro_batch_tokens": self.tokens,
             "fits": self.fits,
+            "checkpoint_layers": self.layers,
             "changes": self.changes,
             "fits_on_gpus": self.gpus,
             "memory_gib": self.memory.to_dict(),
@@ -218,19 +222,44 @@ def _refusal(recipe: Recipe, engine: Engine) -> str | None:
         return "master_weights: split and a small optimizer_state need whole weights on each device"
     if recipe.load_in_4bit or recipe.load_in_8bit:
         return "quantised weights are not cut in pieces"
+    if any(recipe.training.get(key) for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
+        return "torch_compile is for one process or DDP"
     return None
 
 
 def _plan(run: RunMemory, engine: Engine, lengths: Lengths, limit: float | None, cuda: bool) -> EnginePlan:
     room = None if limit is None else limit - (RESERVE if cuda else 0.0)
+    run = _fewest_layers(run, engine, lengths, room, cuda)
     tokens, memory, fits = _settle(run, engine, lengths, room, cuda)
+    layers = checkpointed(run.recipe, run.counts.kept.layers)
     if room is None or fits:
-        return EnginePlan(engine, memory, tokens, fits, [], None)
+        return EnginePlan(engine, memory, tokens, fits, layers, [], None)
     gpus = None
     if engine.ranks > 1 and engine.name != "DDP":
         wider = (replace(engine, ranks=count) for count in MORE_GPUS if count > engine.ranks)
         gpus = next((one.ranks for one in wider if _settle(run, one, lengths, room, cuda)[2]), None)
-    return EnginePlan(engine, memory, tokens, False, _changes(run, engine, lengths, room, cuda), gpus)
+    return EnginePlan(engine, memory, tokens, False, layers, _changes(run, engine, lengths, room, cuda), gpus)
+
+
+def _fewest_layers(run: RunMemory, engine: Engine, lengths: Lengths, room: float | None, cuda: bool) -> RunMemory:
+    """With `checkpoint_layers: auto`, the run that a start would choose: see `preftune.train.checkpointing`."""
+    if run.recipe.checkpoint_layers != "auto" or room is None:
+        return run
+    tokens, device = _most_tokens(run.recipe, lengths, cuda), "cuda" if cuda else "cpu"
+
+    def with_layers(count: int) -> RunMemory:
+        return RunMemory(replace(run.recipe, checkpoint_layers=count), run.config, run.counted)
+
+    def taken(count: int) -> float:
+        return with_layers(count).estimate(tokens, engine, several=lengths.step > tokens, device=device).total
+
+    return with_layers(fewest_layers(taken, room, run.counts.kept.layers))
+
+
+def _most_tokens(recipe: Recipe, lengths: Lengths, cuda: bool) -> int:
+    """Of a micro-batch where memory is plenty."""
+    usual = recipe.micro_batch_tokens or default_micro_batch_tokens_of("cuda" if cuda else "cpu")
+    return max(lengths.longest, min(usual, lengths.step))
 
 
 def _settle(
@@ -243,7 +272,7 @@ def _settle(
         return run.estimate(tokens, engine, several=lengths.step > tokens, device=device)
 
     asked = run.recipe.micro_batch_tokens
-    most = max(lengths.longest, min(asked or default_micro_batch_tokens_of(device), lengths.step))
+    most = _most_tokens(run.recipe, lengths, cuda)
     if room is None:
         return most, estimate(most), None
     least = most if asked else min(most, lengths.longest)
@@ -282,7 +311,9 @@ def _changes(run: RunMemory, engine: Engine, lengths: Lengths, room: float, cuda
 def _levers(recipe: Recipe, engine: Engine) -> Iterator[tuple[str, Any]]:
     if recipe.micro_batch_tokens:
         yield "micro_batch_tokens", None
-    if not checkpoints(recipe):
+    if isinstance(recipe.checkpoint_layers, int):
+        yield "checkpoint_layers", "auto"
+    elif recipe.checkpoint_layers is None and not checkpoints(recipe):
         yield "gradient_checkpointing", True
     theirs = recipe.training.get("accelerator_config") or {}
     if engine.name == "FSDP2" and not syncs_each_batch(recipe) and isinstance(theirs, dict):  # else it is a file's name

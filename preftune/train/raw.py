@@ -71,5 +71,5 @@ def to_arguments(args: TrainingArguments) -> PreferenceArguments:
     own = [field.name for field in fields(args) if field.name not in shared]
     if own:
         logger.info("%s: only the fields of TrainingArguments are read, not %s ...", type(args).__name__, own[0])
-    values = {name: getattr(args, name) for name in shared if name not in ("local_rank", "use_liger_kernel")}
+    values = {name: getattr(args, name) for name in shared if name != "local_rank"}
     return PreferenceArguments(**values)

@@ -44,6 +44,7 @@ from preftune.train.checkpoint import (
     resolve_resume,
     step_of,
 )
+from preftune.train.checkpointing import settle_checkpoint_layers
 from preftune.train.data import load_groups
 from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
@@ -103,6 +104,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     ):
         logger.warning(warning)
     reference = load_reference_model(recipe, new_tokens)
+    settled = settle_checkpoint_layers(recipe, args, model, reference)
     rows = known + (held_out or [])
     _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
     if recipe.streaming:
@@ -113,7 +115,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     resume = resolve_resume(args.resume_from_checkpoint, folder)
     progress, interrupt = TerminalProgress(recipe.objective), SaveOnInterrupt()
     rows_known = None if recipe.streaming else known
-    tokens = choose_micro_batch_tokens(recipe, args, model, reference, groups=rows_known, resume=resume)
+    tokens = choose_micro_batch_tokens(settled, args, model, reference, groups=rows_known, resume=resume)
     trainer = PreferenceTrainer(
         model,
         args,
@@ -131,6 +133,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         share_prompt=recipe.share_prompt,
         keep_dropout=not recipe.disable_dropout,
         master_weights=recipe.master_weights,
+        checkpoint_layers=settled.checkpoint_layers,
         rescue_minutes=recipe.rescue_minutes,
         on_nonfinite=recipe.on_nonfinite,
         optimizer_state=recipe.optimizer_state,

@@ -38,6 +38,7 @@ from preftune.train.arguments import PreferenceArguments, default_micro_batch_to
 from preftune.train.best import CheckMetric
 from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
 from preftune.train.identity import hash_groups, hash_weights
+from preftune.train.layers import put_liger_in, settle_layers
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.metrics import MetricSums
 from preftune.train.moments import MomentType
@@ -82,6 +83,8 @@ class PreferenceTrainer(SealedTrainer):
         share_prompt: False repeats the prompt before every response.
         keep_dropout: leave the model's dropout on.
         master_weights, optimizer_state: of low-precision weights and of the moments; see `preftune.train.optimizer`.
+        checkpoint_layers: how many of the first layers make their activations again in backward, whatever
+            `gradient_checkpointing` says; None leaves it to that.
         rescue_minutes: between checkpoints by the clock (`preftune.train.rescue`); 0 takes none.
         on_nonfinite: `stop` at a step that is not finite, or `skip` it (`preftune.train.nonfinite`).
         kwargs: what `Trainer` takes: callbacks, optimizers, ...
@@ -109,6 +112,7 @@ class PreferenceTrainer(SealedTrainer):
         keep_dropout: bool = False,
         master_weights: bool | str = True,
         optimizer_state: MomentType = "float32",
+        checkpoint_layers: int | None = None,
         rescue_minutes: float = 15,
         on_nonfinite: str = "stop",
         **kwargs: Any,
@@ -128,9 +132,11 @@ class PreferenceTrainer(SealedTrainer):
         self.guard, self.in_memory = FiniteGuard(self, on_nonfinite), StepInMemory(self)
         if not keep_dropout:
             disable_dropout(model)
+        self.liger, args.use_liger_kernel = args.use_liger_kernel, False  # the Trainer would put a loss in as well
         policy = self._checked_policy(model, args, road)
         self.reference: Reference | None = None
         super().__init__(policy, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        settle_layers(policy, args, checkpoint_layers, self.compiling)
         self._watch_the_clock(rescue_minutes)
         self.add_callback(CheckMetric(self))
         check_action(self)
@@ -149,6 +155,8 @@ class PreferenceTrainer(SealedTrainer):
         """The preflight runs where training will run: on its device, under its autocast."""
         if asked_engine(args) in (ONE, DDP) and not getattr(model, "is_quantized", False):
             model.to(args.device)
+        if self.liger:
+            put_liger_in(model, args)
         low = torch.bfloat16 if args.bf16 else torch.float16
         with torch.autocast(args.device.type, low, enabled=args.bf16 or args.fp16), lent(model):
             scores = self.loss.objective.reads == Reads.SCORES

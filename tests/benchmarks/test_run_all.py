@@ -28,7 +28,7 @@ def test_without_real_data_only_what_needs_none_is_run(ran, monkeypatch, capsys)
 
     assert run_all.main([]) == 0
 
-    assert commands == [("step.py",), ("growth.py",)]
+    assert commands == [("step.py",), ("growth.py",), ("compile.py",)]
     assert "objectives: left out, it needs the folder of real data" in capsys.readouterr().err
 
 
@@ -39,9 +39,9 @@ def test_with_real_data_all_are_run_on_it(ran, monkeypatch):
     assert run_all.main([]) == 0
 
     assert [script for script, *_ in commands] == [
-        "step.py", "growth.py", "end_to_end.py", "tokenization.py", "objectives.py",
+        "step.py", "growth.py", "compile.py", "end_to_end.py", "tokenization.py", "objectives.py",
     ]  # fmt: skip
-    assert commands[2][1:] == ("--data", "/d/preferences/emoji", "--tokenizer", "/d/tokenizers/llama2/hf")
+    assert commands[3][1:] == ("--data", "/d/preferences/emoji", "--tokenizer", "/d/tokenizers/llama2/hf")
 
 
 def test_a_failure_does_not_stop_the_others_and_is_said_at_the_end(ran, monkeypatch, capsys):
@@ -59,7 +59,8 @@ def test_tiny_runs_the_self_tests(ran):
 
     assert run_all.main(["--tiny"]) == 0
 
-    assert commands == [("step.py", "--tiny"), ("growth.py", "--tiny"), ("end_to_end.py", "--tiny")]
+    scripts = ("step.py", "growth.py", "compile.py", "end_to_end.py")
+    assert commands == [(script, "--tiny") for script in scripts]
 
 
 def test_the_folder_of_real_data_is_not_written_into_results(bench, monkeypatch):

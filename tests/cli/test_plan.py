@@ -78,6 +78,28 @@ def test_a_micro_batch_is_as_large_as_fits(capsys):
     assert tight["memory_gib"]["total"] <= 35 < roomy["memory_gib"]["total"]
 
 
+def test_as_few_layers_are_checkpointed_as_memory_asks_for(capsys):
+    words = ("--model", LLAMA, "--engine", "one", "use_peft=true", "torch_dtype=bfloat16")
+
+    def planned(memory: str, layers: str) -> tuple[int, int, bool]:
+        found = plan(capsys, *words, f"checkpoint_layers={layers}", "--gpu-memory", memory)["engines"][0]
+        return found["checkpoint_layers"], found["micro_batch_tokens"], found["fits"]
+
+    def total(layers: int) -> float:
+        return plan(capsys, *words, f"checkpoint_layers={layers}")["engines"][0]["memory_gib"]["total"] + 1  # of CUDA
+
+    assert planned("500", "auto") == (0, 8192, True)
+    assert planned(f"{total(12) + 0.01}", "auto") == (12, 8192, True)
+    assert planned(f"{total(12) - 0.01}", "auto") == (13, 8192, True)
+    every, fewer_tokens, fits = planned(f"{total(32) - 1}", "auto")
+    assert (every, fits) == (32, True) and fewer_tokens < 8192
+    assert plan(capsys, *words, "gradient_checkpointing=true")["engines"][0]["checkpoint_layers"] == 32
+    every = "activation_checkpointing_kwargs={every_n_layers: 3}"
+    assert plan(capsys, *words, "gradient_checkpointing=true", every)["engines"][0]["checkpoint_layers"] == 11
+    _, out, _ = run(capsys, *words, "checkpoint_layers=auto", "--gpu-memory", "500")
+    assert "8,192 tokens, 0 layers checkpointed" in out
+
+
 def test_rows_of_a_file_are_as_long_as_they_are(capsys, folder):
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import flex_attention as flex_module
 
 from preftune.data.pack import pack
+from preftune.model import varlen
 from preftune.model.attention import AttentionPlan, TreeAttention, attend_dense
 from preftune.model.flex import attend_flex
 from preftune.model.varlen import VarlenPlan, attend_varlen, varlen_attn_reference
@@ -87,6 +92,90 @@ def test_the_variable_length_plan_names_every_query_once():
     assert plan.cu_q[-1].item() == BATCH.tokens
     assert plan.cu_k[-1].item() == len(plan.kv_rows)
     assert plan.max_k == 62  # prompt 30 and 33 - 1 tokens of the longer response
+
+
+def flash_attn_varlen_func(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+    block_table=None,
+):
+    """The signature of flash-attn 2 and what its documentation says of it, with scores written out.
+
+    Query i of a sequence sees the keys from i + seqlen_k - seqlen_q - window_size[0] to i + seqlen_k - seqlen_q +
+    window_size[1], both included and -1 without end; causal: none after i + seqlen_k - seqlen_q. K and V may have fewer
+    heads. Only half precision is taken.
+    """
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16 and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert q.ndim == 3 and k.shape == v.shape and k.shape[0] == cu_seqlens_k[-1] and q.shape[0] == cu_seqlens_q[-1]
+    assert not dropout_p and not softcap and alibi_slopes is None and block_table is None and not return_attn_probs
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
+    left, right = (end if end >= 0 else 10**9 for end in window_size)
+    outs = []
+    for (a, b), (c, d) in zip(cu_seqlens_q.unfold(0, 2, 1), cu_seqlens_k.unfold(0, 2, 1), strict=True):
+        assert b - a <= max_seqlen_q and d - c <= max_seqlen_k
+        at = torch.arange(b - a)[:, None] + (d - c) - (b - a) - torch.arange(d - c)[None, :]  # query's place - key's
+        seen = (at <= left) & (at >= -right) & (at >= (0 if causal else -(10**9)))
+        scores = torch.einsum("qhd,khd->hqk", q[a:b].float(), k[c:d].float()) * scale
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        outs.append(torch.einsum("hqk,khd->qhd", weights, v[c:d].float()))
+    return torch.cat(outs).to(q.dtype)
+
+
+@pytest.fixture
+def flash_attn(monkeypatch):
+    """The package, and a torch whose own call takes no window."""
+    package = ModuleType("flash_attn")
+    package.__version__, package.flash_attn_varlen_func = "2.8.3.post1", flash_attn_varlen_func
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr(varlen, "torch_kernel", lambda: None)
+    varlen.find_kernel.cache_clear()
+    yield package
+    varlen.find_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_the_plan_through_the_flash_attn_package(flash_attn, window):
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in tensors())
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    plan = VarlenPlan.of(BATCH.trees, "cpu")
+    assert varlen.can_serve()
+    found, wanted = attend_varlen(q, k, v, plan, SCALE, window), padded(*wide, window)
+    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    compared = [(found, wanted)]
+    compared += zip(
+        torch.autograd.grad(found, (q, k, v), grad.bfloat16()), torch.autograd.grad(wanted, wide, grad), strict=True
+    )
+    for one, other in compared:
+        assert (one.float() - other).norm() <= 1e-2 * other.norm()
+
+
+def test_a_release_of_flash_attn_that_aligns_to_the_top_left_is_not_used(flash_attn):
+    flash_attn.__version__ = "2.0.9"
+    assert not varlen.can_serve()
+
+
+def test_torchs_own_kernel_comes_first(flash_attn, monkeypatch):
+    monkeypatch.setattr(varlen, "torch_kernel", lambda: varlen_attn_reference)
+    assert varlen.find_kernel() is varlen_attn_reference
+
+
+def test_the_call_of_this_torch_takes_what_the_plan_gives():
+    plan = {"scale": SCALE, "window_size": (-1, 0)}
+    inspect.signature(varlen.torch_kernel()).bind(*["q", "k", "v", "cu_q", "cu_k", 1, 1], **plan)
 
 
 @pytest.mark.parametrize("window", [None, 7])

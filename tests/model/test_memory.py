@@ -81,8 +81,13 @@ def test_autocast_keeps_a_copy_of_the_layers_weights_and_a_reference_is_what_tra
 
 
 def test_checkpointing_keeps_the_layers_inputs_and_one_layer():
-    plain, again = estimate(Precision()), estimate(Precision(), checkpointing=True)
+    plain, again = estimate(Precision()), estimate(Precision(), checkpointed=4)
     assert again.activations == pytest.approx(1000 * 4 * 4 * 256 / GIB + plain.activations / 4)
+
+
+def test_some_layers_checkpointed_keep_their_inputs_and_the_others_all():
+    plain, some = estimate(Precision()), estimate(Precision(), checkpointed=1)
+    assert some.activations == pytest.approx(1000 * 4 * 256 / GIB + plain.activations * 3 / 4)
 
 
 def test_a_step_of_one_micro_batch_has_the_heads_gradient_alone_when_it_is_fullest():

@@ -65,6 +65,7 @@ OUT_OF_RANGE = {
     "gamma_beta_ratio: -1": "'gamma_beta_ratio' must be a number of at least 0, found -1.",
     "learning_rate: -1e-6": "'learning_rate' must be at least 0, found -1e-06.",
     "num_train_epochs: 0": "'num_train_epochs' must be above 0, found 0.",
+    "checkpoint_layers: -1": "'checkpoint_layers' must be auto or at least 0, found -1.",
     "max_length: 1": "'max_length' must be at least 2",
     "micro_batch_tokens: 0": "'micro_batch_tokens' must be at least 1, found 0.",
     "sft_weight: -1": "'sft_weight' must be at least 0, found -1.",
@@ -107,6 +108,13 @@ CONTRADICTORY = {
     ),
     "objective: sft\nsimpo_gamma: 0.5": "'simpo_gamma' is a key of simpo, alphapo, but 'objective' is sft.",
     "objective: sft\nsft_weight: 1": "'sft_weight' 1 adds to 'objective' sft what it already is. Leave sft_weight out.",
+    "checkpoint_layers: 2\ngradient_checkpointing_kwargs: {every_n_layers: 2}": (
+        "every_n_layers and 'checkpoint_layers' both say which layers are checkpointed. Keep one."
+    ),
+    "torch_compile: true\nfsdp: true": "'torch_compile' true and 'fsdp' do not go together: the engine gathers",
+    "torch_compile_backend: inductor\ndeepspeed: z.json": "'torch_compile' true and 'deepspeed' do not go together",
+    "torch_compile: true\nuse_peft: true\nload_in_4bit: true": "'torch_compile' true is not for quantised weights",
+    "torch_compile_mode: reduce-overhead": "'torch_compile_mode' reduce-overhead records CUDA graphs of fixed shapes",
     "eval_strategy: steps": "'eval_strategy' steps needs data. Set eval_dataset, or leave eval_strategy out.",
     "watch: false\non_collapse: stop": "'on_collapse' 'stop' has no effect: watch is false. Leave it out.",
     "objective: reward\nwatch_prompts: 3": "'watch_prompts' 3 has no effect: reward trains a value head",

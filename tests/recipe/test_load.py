@@ -147,6 +147,7 @@ SCHEMA_VALUES = {
     "trust_remote_code": True,
     "master_weights": False,
     "optimizer_state": "8bit",
+    "checkpoint_layers": "auto",
     "rescue_minutes": 0.5,
     "on_nonfinite": "skip",
     "watch": False,
@@ -241,7 +242,7 @@ def test_the_values_of_training_arguments_survive_a_round_trip(recipe_of, tmp_pa
         key: value
         for key, value in {bool: True, int: 7, float: 0.25, str: "text"}.items()
         for key, value in {name: value for name, kind in training_kinds().items() if kind is key}.items()
-        if key not in REFUSED and key not in ("load_best_model_at_end", "fp16", "eval_on_start", "use_liger_kernel")
+        if key not in REFUSED and key not in ("load_best_model_at_end", "fp16", "eval_on_start")
     }
     recipe = recipe_of(yaml.safe_dump(values), "output_dir=x")
     assert values.items() <= recipe.training.items()

@@ -85,6 +85,7 @@ CHANGES = {
     "adam_beta2": ("0.999", {}, "adam_beta2", 0.999),
     "max_grad_norm": ("0.5", {}, "max_grad_norm", 0.5),
     "gradient_checkpointing": ("false", {}, CHECKPOINTING, False),
+    "use_liger_kernel": ("true", {}, "use_liger_kernel", True),
     "neftune_noise_alpha": ("5", {}, "neftune_noise_alpha", 5),
     "seed": ("7", {}, "seed", 7),
     "eval_steps": ("10", {}, "eval_steps", 10),

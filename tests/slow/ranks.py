@@ -29,13 +29,16 @@ RUNS = {  # objective -> data, what the trainer takes beside it
     "kto": (ROWS, {}),
     "bco_pair": (PAIRS, {}),
     "aot": (PAIRS, {}),
+    "simpo": (PAIRS, {"torch_compile": True, "torch_compile_backend": "aot_eager"}),
 }
 
 
 def main(folder: Path) -> None:
     found = {}
     for objective, (data, own) in RUNS.items():
+        compiling = {key: value for key, value in own.items() if key.startswith("torch_compile")}
         args = PreferenceArguments(
+            **compiling,
             output_dir=str(folder / objective),
             per_device_train_batch_size=8 // int(os.environ["WORLD_SIZE"]),
             num_train_epochs=2,
@@ -53,7 +56,7 @@ def main(folder: Path) -> None:
             train_dataset=data,
             cut=Cut(max_groups=3),
             reference_cache=folder / "cache",
-            **own,
+            **{key: value for key, value in own.items() if key not in compiling},
         )
         trainer.train()
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
