@@ -40,7 +40,11 @@ def rounds_of(seed: int, folder: Path, data: Path, prompts: int, rounds: int) ->
     """The table of one seed."""
     model, pairs = data / "models/stories260K-llama", data / "preferences/emoji"
     reward = {"model_name_or_path": str(model), "objective": "reward", "num_train_epochs": 3, "seed": seed, **COMMON}
-    reward |= {"dataset": str(pairs / "dpo_emoji_english_gpt.train.jsonl"), "output_dir": "reward", "learning_rate": 1e-3}
+    reward |= {
+        "dataset": str(pairs / "dpo_emoji_english_gpt.train.jsonl"),
+        "output_dir": "reward",
+        "learning_rate": 1e-3,
+    }
     (folder / "reward.yaml").write_text(yaml.safe_dump(reward))
     run(["train", "reward.yaml"], folder)
     chain = {
@@ -65,9 +69,25 @@ def render(found: dict[int, list[dict[str, Any]]], prompts: int, context: dict[s
         for row in table:
             accuracy = row.get("accuracy")
             over = f"{row['over_start']:.0%}" if row["round"] else ""
-            cells = [str(seed), str(row["round"] or "start"), f"{row['reward']:.3f}", str(row["answers"]), over, f"{row['tokens']:.1f}"]
+            cells = [
+                str(seed),
+                str(row["round"] or "start"),
+                f"{row['reward']:.3f}",
+                str(row["answers"]),
+                over,
+                f"{row['tokens']:.1f}",
+            ]
             rows.append([*cells, str(row.get("pairs", "")), "" if accuracy is None else f"{accuracy:.0%}"])
-    header = ["seed", "round", "mean reward", "of answers", "better than the start's", "tokens", "pairs", "held-out accuracy"]
+    header = [
+        "seed",
+        "round",
+        "mean reward",
+        "of answers",
+        "better than the start's",
+        "tokens",
+        "pairs",
+        "held-out accuracy",
+    ]
     answers = next(iter(found.values()))[0]["answers"]
     return "\n".join(
         [
