@@ -18,14 +18,15 @@ MIDDLE = BASE | {"objectives", "data", "model", "recipe"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
+    "lock": {"errors"},  # one process at a file
     "objectives": BASE,
     "data": BASE,
     "model": BASE | {"objectives", "data"},
     "recipe": BASE | {"objectives", "data", "model"},
     "train": MIDDLE | {"endpoint"},
-    "endpoint": BASE,  # a client for OpenAI-compatible endpoints
+    "endpoint": BASE | {"lock"},  # a client for OpenAI-compatible endpoints
     "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
-    "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},
+    "onpolicy": MIDDLE | {"lock", "train", "endpoint", "generation", "serve"},
     "evaluation": MIDDLE | {"train", "endpoint", "generation", "serve"},
     "serve": MIDDLE | {"train", "endpoint", "generation"},
     "export": MIDDLE | {"train"},

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,19 @@ def main(arguments: Sequence[str]) -> int:
     if world > 1 and options.cache:
         raise RecipeError("--cache is one file for one process. Leave it out with several, or start one.")
     prices = _prices(options)
-    summary = annotate_file(
-        options.file,
-        _scorer(options, prices, f"{rank}-of-{world}"),
-        options.output,
-        keep_scores=options.keep_scores,
-        columns=dict(options.columns or ()),
-        split=options.split,
-        chunk=options.chunk,
-        prices=prices,
-        rank=rank,
-        world=world,
-    )
+    with ExitStack() as files:
+        summary = annotate_file(
+            options.file,
+            _scorer(options, prices, f"{rank}-of-{world}", files),
+            options.output,
+            keep_scores=options.keep_scores,
+            columns=dict(options.columns or ()),
+            split=options.split,
+            chunk=options.chunk,
+            prices=prices,
+            rank=rank,
+            world=world,
+        )
     if summary["output"] is None:
         return 0
     if options.json:
@@ -61,11 +63,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
+def _scorer(options: argparse.Namespace, prices: Any, process: str, files: ExitStack) -> Any:
+    """The scorer that is named, or None; `files` closes what it holds."""
     stray = [name for name in _JUDGE if getattr(options, name) is not None and not options.endpoint]
     if stray:
         raise RecipeError(f"--{stray[0].replace('_', '-')} is of a judge; give its --endpoint.")
-    scorer = _named_scorer(options, prices, process)
+    scorer = _named_scorer(options, prices, process, files)
     if scorer is None and not options.keep_scores:
         raise RecipeError(
             "There is no scorer. Give --reward-model, --custom-model, --ranker, --endpoint, --function, --rule or "
@@ -75,10 +78,12 @@ def _scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
         return scorer
     from preftune.onpolicy.score_cache import CachedScorer
 
-    return CachedScorer(scorer, Path(options.cache))
+    cached = CachedScorer(scorer, Path(options.cache))
+    files.callback(cached.close)
+    return cached
 
 
-def _named_scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
+def _named_scorer(options: argparse.Namespace, prices: Any, process: str, files: ExitStack) -> Any:
     _take_own_device()
     reading = {"batch_tokens": options.batch_tokens, "max_length": options.max_length}
     if options.reward_model:
@@ -97,10 +102,10 @@ def _named_scorer(options: argparse.Namespace, prices: Any, process: str) -> Any
         from preftune.onpolicy.scorers.function import FunctionScorer, LengthScorer
 
         return FunctionScorer(options.function) if options.function else LengthScorer()
-    return _judge(options, prices, process) if options.endpoint else None
+    return _judge(options, prices, process, files) if options.endpoint else None
 
 
-def _judge(options: argparse.Namespace, prices: Any, process: str) -> Any:
+def _judge(options: argparse.Namespace, prices: Any, process: str, files: ExitStack) -> Any:
     from preftune.endpoint import Budget, Endpoint, ReplyCache
     from preftune.onpolicy.journal import journal_folder
     from preftune.onpolicy.scorers.judge import JudgeScorer
@@ -118,6 +123,7 @@ def _judge(options: argparse.Namespace, prices: Any, process: str) -> Any:
         cache=ReplyCache(journal_folder(Path(options.output)) / f"replies-{process}.jsonl"),
         budget=budget,
     )
+    files.callback(endpoint.close)
     return JudgeScorer(endpoint, options.judge, max_tokens=options.judge_tokens)
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from preftune.cli.eval_generate import (
@@ -177,7 +178,8 @@ def _run_alpaca_judge(options: argparse.Namespace) -> int:
         rows = annotate_by_reward(options.reward_model, pairs, options.scale)
     else:
         template = load_template(options.template)
-        rows = annotate(_open_endpoint(options), pairs, template, options.prices)
+        with closing(_open_endpoint(options)) as endpoint:
+            rows = annotate(endpoint, pairs, template, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} annotations")
     return 0
@@ -243,7 +245,8 @@ def _run_arena_judge(options: argparse.Namespace) -> int:
 
     answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
     prompt = load_judge_prompt(options.prompts)
-    rows = judge(_open_endpoint(options), answers, baseline, prompt, options.version, options.prices)
+    with closing(_open_endpoint(options)) as endpoint:
+        rows = judge(endpoint, answers, baseline, prompt, options.version, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0
@@ -326,7 +329,8 @@ def _run_mt_judge(options: argparse.Namespace) -> int:
         read_rows(options.references, ("question_id", "choices")),
         read_rows(options.prompts, mt_judge.PROMPT_FIELDS),
     )
-    rows = mt_judge.rate(_open_endpoint(options), judgings, options.prices)
+    with closing(_open_endpoint(options)) as endpoint:
+        rows = mt_judge.rate(endpoint, judgings, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0

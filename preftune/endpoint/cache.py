@@ -16,14 +16,16 @@ from typing import Any
 
 from preftune.endpoint.chat import ChatReply, ChatRequest, Choice
 from preftune.errors import DataError
+from preftune.lock import Lock
 
 log = logging.getLogger(__name__)
 
 
 class ReplyCache:
-    """The replies in a file, by what was asked of which model. Threads may share one; processes should not.
+    """The replies in a file, by what was asked of which model. Threads may share one, processes not.
 
     Raises:
+        CheckpointError: another process has it.
         DataError: the file cannot be read or written, or a line in it is no reply.
     """
 
@@ -32,6 +34,7 @@ class ReplyCache:
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._held = Lock(self.path)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             self._replies = self._read()
         except OSError as error:
@@ -60,6 +63,8 @@ class ReplyCache:
             "utf-8", "surrogatepass"
         )
         with self._lock:
+            if self._file < 0:
+                raise DataError(f"{self.path}: a reply came when it was closed already, and is not kept.")
             whole = self._append(line)
             if whole:
                 self._replies[digest] = found
@@ -78,7 +83,12 @@ class ReplyCache:
         return False
 
     def close(self) -> None:
-        os.close(self._file)
+        """Keep no more, and let others have the file."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+        self._held.close()
 
     def _read(self) -> dict[str, dict[str, Any]]:
         data = self.path.read_bytes()

@@ -142,6 +142,11 @@ class Endpoint:
             found[places[id(request)]] = outcome
         return found
 
+    def close(self) -> None:
+        """Let others have its cache."""
+        if self.cache is not None:
+            self.cache.close()
+
     def send(self, client: httpx.Client, server: Server, request: ChatRequest) -> ChatReply:
         """One try."""
         ends = time.monotonic() + self.timeout

@@ -7,6 +7,7 @@ vLLM and SGLang take ids). Without one, the conversation is sent (/chat/completi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,5 +126,6 @@ def sample_from_endpoint(
     chat = None if tokenizer is None else read_chat_format(load_tokenizer(tokenizer))
     rank, world = process_place()
     cache = ReplyCache(journal_folder(output) / f"replies-{rank}.jsonl")
-    answerer = EndpointAnswerer(Endpoint(urls, model, concurrency=concurrency, cache=cache), sampling, chat)
-    return sample_prompts(prompts, answerer, output, seeds=seeds, chunk=chunk, rank=rank, world=world)
+    with closing(cache):
+        answerer = EndpointAnswerer(Endpoint(urls, model, concurrency=concurrency, cache=cache), sampling, chat)
+        return sample_prompts(prompts, answerer, output, seeds=seeds, chunk=chunk, rank=rank, world=world)

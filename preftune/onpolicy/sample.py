@@ -15,6 +15,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def sample_prompts(
 
     Raises:
         DataError: `output` cannot be written, or there are no prompts or seeds.
-        CheckpointError: a job for `output` was begun with other settings, or its journal is damaged.
+        CheckpointError: a job for `output` was begun with other settings, another process is at it, or its journal is
+            damaged.
     """
     output = Path(output)
     if not prompts or not seeds:
@@ -65,11 +67,12 @@ def sample_prompts(
     share = Share(len(prompts), chunk, rank, world)
     known = {**(settings or {}), **answerer.settings(), "seeds": list(seeds), "chunk": chunk, "prompts": len(prompts)}
     journal = Journal(journal_folder(output), {**known, "prompts_hash": _hash(prompts)}, share)
-    progress = _Progress(sum(map(len, share.chunks())), sum(map(len, journal.left())))
-    for numbers in journal.left():
-        chosen = [prompts[number] for number in numbers]
-        found = answerer.answer(chosen, seeds, progress.told)
-        journal.append([_to_item(prompt, replies, seeds) for prompt, replies in zip(chosen, found, strict=True)])
+    with closing(journal):
+        progress = _Progress(sum(map(len, share.chunks())), sum(map(len, journal.left())))
+        for numbers in journal.left():
+            chosen = [prompts[number] for number in numbers]
+            found = answerer.answer(chosen, seeds, progress.told)
+            journal.append([_to_item(prompt, replies, seeds) for prompt, replies in zip(chosen, found, strict=True)])
     summary = merge(output, len(prompts), chunk, world)
     return summary | {"seconds": progress.seconds, "tokens_per_second": progress.rate}
 

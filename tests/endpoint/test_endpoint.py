@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
@@ -24,7 +25,7 @@ from preftune.endpoint import (
     ReplyCache,
     estimate,
 )
-from preftune.errors import DataError, RecipeError
+from preftune.errors import CheckpointError, DataError, RecipeError
 from tests.endpoint.server import Script, serving
 
 
@@ -164,11 +165,22 @@ def test_what_is_in_the_cache_is_not_asked_again(tmp_path):
     script = Script()
     with serving(script) as url:
         for _ in range(2):
-            found = endpoint(url, cache=ReplyCache(tmp_path / "replies.jsonl")).ask_in_order([ask("a"), ask("b")])
+            with closing(ReplyCache(tmp_path / "replies.jsonl")) as cache:
+                found = endpoint(url, cache=cache).ask_in_order([ask("a"), ask("b")])
             assert [reply.text for reply in found] == ["re: question a", "re: question b"]
     assert len(script.asked) == 2
-    assert ReplyCache(tmp_path / "replies.jsonl").get(ask("a", variant=1), "m") is None
-    assert ReplyCache(tmp_path / "replies.jsonl").get(ask("a"), "other") is None
+    cache = ReplyCache(tmp_path / "replies.jsonl")
+    assert cache.get(ask("a", variant=1), "m") is None and cache.get(ask("a"), "other") is None
+
+
+def test_two_at_one_cache_are_refused(tmp_path):
+    cache = ReplyCache(tmp_path / "replies.jsonl")
+    with pytest.raises(CheckpointError, match=rf"replies.jsonl: process {os.getpid()} on .* is writing it"):
+        ReplyCache(tmp_path / "replies.jsonl")
+    cache.close()
+    with pytest.raises(DataError, match="closed already"):
+        cache.put(ask("a"), "m", ChatReply((Choice("yes", "stop"),), 1, 1))
+    assert len(ReplyCache(tmp_path / "replies.jsonl")) == 0
 
 
 @pytest.mark.parametrize("then", ["answer", "refuse"])
@@ -192,6 +204,7 @@ def test_a_reply_that_finds_no_room_leaves_no_part_in_the_cache(tmp_path, monkey
         cache.put(ask("b"), "m", reply)
     monkeypatch.undo()
     cache.put(ask("c"), "m", reply)
+    cache.close()
     again = ReplyCache(tmp_path / "replies.jsonl")
     assert [again.get(ask(key), "m") for key in "abc"] == [reply, None, reply]
 
@@ -199,9 +212,11 @@ def test_a_reply_that_finds_no_room_leaves_no_part_in_the_cache(tmp_path, monkey
 def test_a_torn_last_line_of_the_cache_is_asked_again(tmp_path):
     file, script = tmp_path / "replies.jsonl", Script()
     with serving(script) as url:
-        endpoint(url, cache=ReplyCache(file), concurrency=1).ask_in_order([ask("a"), ask("b")])
+        with closing(endpoint(url, cache=ReplyCache(file), concurrency=1)) as asking:
+            asking.ask_in_order([ask("a"), ask("b")])
         os.truncate(file, file.stat().st_size - 9)
-        endpoint(url, cache=ReplyCache(file)).ask_in_order([ask("a"), ask("b")])
+        with closing(endpoint(url, cache=ReplyCache(file))) as asking:
+            asking.ask_in_order([ask("a"), ask("b")])
     assert len(script.asked) == 3 and len(ReplyCache(file)) == 2
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
