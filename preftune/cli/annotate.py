@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ _EPILOG = """examples:
 A job that was killed goes on when the same command is given again. The scores are in the order of the answers; null
 where a score failed, with the reason in 'score_failures'.
 """
+log = logging.getLogger(__name__)
 _JUDGE = ("judge_model", "budget", "price_in", "price_out")
 
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     with ExitStack() as files:
         summary = annotate_file(
             options.file,
-            _scorer(options, prices, f"{rank}-of-{world}", files),
+            _scorer(options, prices, (rank, world), files),
             options.output,
             keep_scores=options.keep_scores,
             columns=dict(options.columns or ()),
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _scorer(options: argparse.Namespace, prices: Any, process: str, files: ExitStack) -> Any:
+def _scorer(options: argparse.Namespace, prices: Any, process: tuple[int, int], files: ExitStack) -> Any:
     """The scorer that is named, or None; `files` closes what it holds."""
     stray = [name for name in _JUDGE if getattr(options, name) is not None and not options.endpoint]
     if stray:
@@ -83,7 +85,7 @@ def _scorer(options: argparse.Namespace, prices: Any, process: str, files: ExitS
     return cached
 
 
-def _named_scorer(options: argparse.Namespace, prices: Any, process: str, files: ExitStack) -> Any:
+def _named_scorer(options: argparse.Namespace, prices: Any, process: tuple[int, int], files: ExitStack) -> Any:
     _take_own_device()
     reading = {"batch_tokens": options.batch_tokens, "max_length": options.max_length}
     if options.reward_model:
@@ -105,14 +107,18 @@ def _named_scorer(options: argparse.Namespace, prices: Any, process: str, files:
     return _judge(options, prices, process, files) if options.endpoint else None
 
 
-def _judge(options: argparse.Namespace, prices: Any, process: str, files: ExitStack) -> Any:
+def _judge(options: argparse.Namespace, prices: Any, process: tuple[int, int], files: ExitStack) -> Any:
     from preftune.endpoint import Budget, Endpoint, ReplyCache
+    from preftune.endpoint.client import SILENT
     from preftune.onpolicy.journal import journal_folder
     from preftune.onpolicy.scorers.judge import JudgeScorer
 
     if options.judge_model is None:
         raise RecipeError("A judge needs --judge-model: its name at the endpoint.")
-    budget = None if options.budget is None else Budget(options.budget, prices)
+    rank, world = process
+    budget = None if options.budget is None else Budget(options.budget / world, prices)
+    if budget is not None and world > 1:
+        log.info("Each of the %d processes may spend %g of the budget of %g.", world, budget.limit, options.budget)
     endpoint = Endpoint(
         options.endpoint,
         options.judge_model,
@@ -120,8 +126,9 @@ def _judge(options: argparse.Namespace, prices: Any, process: str, files: ExitSt
         concurrency=options.concurrency,
         tries=options.tries,
         timeout=options.timeout,
-        cache=ReplyCache(journal_folder(Path(options.output)) / f"replies-{process}.jsonl"),
+        cache=ReplyCache(journal_folder(Path(options.output)) / f"replies-{rank}-of-{world}.jsonl"),
         budget=budget,
+        stop_after=SILENT,
     )
     files.callback(endpoint.close)
     return JudgeScorer(endpoint, options.judge, max_tokens=options.judge_tokens)
@@ -173,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
     add("--judge-tokens", type=_at_least_1, default=1024, metavar="N", help="of a judgement at most (1024)")
-    add("--budget", type=float, metavar="X", help="what the judge may cost in this call, in the currency of the prices")
-    add("--price-in", type=float, metavar="X", help="of a million tokens read")
+    add("--budget", type=float, metavar="X", help="what the judge may cost in this call; several processes share it")
+    add("--price-in", type=float, metavar="X", help="of a million tokens read, in any currency")
     add("--price-out", type=float, metavar="X", help="of a million tokens written")
     add("--key-from", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the key")
     add("--concurrency", type=_at_least_1, default=16, metavar="N", help="requests under way at once (16)")
