@@ -19,7 +19,7 @@ MIDDLE = BASE | {"objectives", "data", "model", "recipe"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
-    "lock": {"errors"},
+    "lock": {"errors"},  # one process at a file
     "objectives": BASE,
     "data": BASE,
     "model": BASE | {"objectives", "data"},
@@ -27,7 +27,7 @@ ALLOWED = {
     "train": MIDDLE | {"endpoint"},
     "endpoint": KEPT,  # a client for OpenAI-compatible endpoints
     "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
-    "onpolicy": MIDDLE | {"train", "endpoint", "generation", "serve"},
+    "onpolicy": MIDDLE | KEPT | {"train", "endpoint", "generation", "serve"},
     "evaluation": MIDDLE | KEPT | {"train", "endpoint", "generation", "serve"},
     "report": BASE | {"train", "evaluation"},
     "serve": MIDDLE | KEPT | {"train", "endpoint", "generation"},

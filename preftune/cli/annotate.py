@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ _EPILOG = """examples:
 A job that was killed goes on when the same command is given again. The scores are in the order of the answers; null
 where a score failed, with the reason in 'score_failures'.
 """
+log = logging.getLogger(__name__)
 _JUDGE = ("judge_model", "budget", "price_in", "price_out")
 
 
@@ -38,18 +41,19 @@ def main(arguments: Sequence[str]) -> int:
     if world > 1 and options.cache:
         raise RecipeError("--cache is one file for one process. Leave it out with several, or start one.")
     prices = _prices(options)
-    summary = annotate_file(
-        options.file,
-        _scorer(options, prices, f"{rank}-of-{world}"),
-        options.output,
-        keep_scores=options.keep_scores,
-        columns=dict(options.columns or ()),
-        split=options.split,
-        chunk=options.chunk,
-        prices=prices,
-        rank=rank,
-        world=world,
-    )
+    with ExitStack() as files:
+        summary = annotate_file(
+            options.file,
+            _scorer(options, prices, (rank, world), files),
+            options.output,
+            keep_scores=options.keep_scores,
+            columns=dict(options.columns or ()),
+            split=options.split,
+            chunk=options.chunk,
+            prices=prices,
+            rank=rank,
+            world=world,
+        )
     if summary["output"] is None:
         return 0
     if options.json:
@@ -61,11 +65,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
+def _scorer(options: argparse.Namespace, prices: Any, process: tuple[int, int], files: ExitStack) -> Any:
+    """The scorer that is named, or None; `files` closes what it holds."""
     stray = [name for name in _JUDGE if getattr(options, name) is not None and not options.endpoint]
     if stray:
         raise RecipeError(f"--{stray[0].replace('_', '-')} is of a judge; give its --endpoint.")
-    scorer = _named_scorer(options, prices, process)
+    scorer = _named_scorer(options, prices, process, files)
     if scorer is None and not options.keep_scores:
         raise RecipeError(
             "There is no scorer. Give --reward-model, --custom-model, --ranker, --endpoint, --function, --rule or "
@@ -75,10 +80,12 @@ def _scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
         return scorer
     from preftune.onpolicy.score_cache import CachedScorer
 
-    return CachedScorer(scorer, Path(options.cache))
+    cached = CachedScorer(scorer, Path(options.cache))
+    files.callback(cached.close)
+    return cached
 
 
-def _named_scorer(options: argparse.Namespace, prices: Any, process: str) -> Any:
+def _named_scorer(options: argparse.Namespace, prices: Any, process: tuple[int, int], files: ExitStack) -> Any:
     _take_own_device()
     reading = {"batch_tokens": options.batch_tokens, "max_length": options.max_length}
     if options.reward_model:
@@ -97,17 +104,21 @@ def _named_scorer(options: argparse.Namespace, prices: Any, process: str) -> Any
         from preftune.onpolicy.scorers.function import FunctionScorer, LengthScorer
 
         return FunctionScorer(options.function) if options.function else LengthScorer()
-    return _judge(options, prices, process) if options.endpoint else None
+    return _judge(options, prices, process, files) if options.endpoint else None
 
 
-def _judge(options: argparse.Namespace, prices: Any, process: str) -> Any:
+def _judge(options: argparse.Namespace, prices: Any, process: tuple[int, int], files: ExitStack) -> Any:
     from preftune.endpoint import Budget, Endpoint, ReplyCache
+    from preftune.endpoint.client import SILENT
     from preftune.onpolicy.journal import journal_folder
     from preftune.onpolicy.scorers.judge import JudgeScorer
 
     if options.judge_model is None:
         raise RecipeError("A judge needs --judge-model: its name at the endpoint.")
-    budget = None if options.budget is None else Budget(options.budget, prices)
+    rank, world = process
+    budget = None if options.budget is None else Budget(options.budget / world, prices)
+    if budget is not None and world > 1:
+        log.info("Each of the %d processes may spend %g of the budget of %g.", world, budget.limit, options.budget)
     endpoint = Endpoint(
         options.endpoint,
         options.judge_model,
@@ -115,9 +126,11 @@ def _judge(options: argparse.Namespace, prices: Any, process: str) -> Any:
         concurrency=options.concurrency,
         tries=options.tries,
         timeout=options.timeout,
-        cache=ReplyCache(journal_folder(Path(options.output)) / f"replies-{process}.jsonl"),
+        cache=ReplyCache(journal_folder(Path(options.output)) / f"replies-{rank}-of-{world}.jsonl"),
         budget=budget,
+        stop_after=SILENT,
     )
+    files.callback(endpoint.close)
     return JudgeScorer(endpoint, options.judge, max_tokens=options.judge_tokens)
 
 
@@ -167,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
     add("--judge-tokens", type=_at_least_1, default=1024, metavar="N", help="of a judgement at most (1024)")
-    add("--budget", type=float, metavar="X", help="what the judge may cost in this call, in the currency of the prices")
-    add("--price-in", type=float, metavar="X", help="of a million tokens read")
+    add("--budget", type=float, metavar="X", help="what the judge may cost in this call; several processes share it")
+    add("--price-in", type=float, metavar="X", help="of a million tokens read, in any currency")
     add("--price-out", type=float, metavar="X", help="of a million tokens written")
     add("--key-from", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the key")
     add("--concurrency", type=_at_least_1, default=16, metavar="N", help="requests under way at once (16)")

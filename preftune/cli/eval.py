@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from preftune.cli.eval_generate import (
@@ -181,7 +182,8 @@ def _run_alpaca_judge(options: argparse.Namespace) -> int:
         rows = annotate_by_reward(options.reward_model, pairs, options.scale)
     else:
         template = load_template(options.template)
-        rows = annotate(open_judge(options), pairs, template, options.prices)
+        with closing(open_judge(options)) as endpoint:
+            rows = annotate(endpoint, pairs, template, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} annotations")
     return 0
@@ -254,7 +256,8 @@ def _run_arena_judge(options: argparse.Namespace) -> int:
         rows = judge_arena_by_reward(options.reward_model, answers, baseline, options.version, options.scale)
     else:
         prompt = load_judge_prompt(options.prompts)
-        rows = judge(open_judge(options), answers, baseline, prompt, options.version, options.prices)
+        with closing(open_judge(options)) as endpoint:
+            rows = judge(endpoint, answers, baseline, prompt, options.version, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
 from preftune.cli.eval_judges import add_endpoint, add_reward_judge, check_given, check_one_judge, open_judge
 
@@ -48,7 +49,8 @@ def run_mt_judge(options: argparse.Namespace) -> int:
         references = read_rows(options.references, ("question_id", "choices"))
         prompts = read_rows(options.prompts, mt_judge.PROMPT_FIELDS)
         judgings = mt_judge.build_judgings(questions, answers, references, prompts)
-        rows = mt_judge.rate(open_judge(options), judgings, options.prices)
+        with closing(open_judge(options)) as endpoint:
+            rows = mt_judge.rate(endpoint, judgings, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0
@@ -65,4 +67,5 @@ def _play(options: argparse.Namespace, questions: list, answers: list) -> list:
         return play_by_reward(options.reward_model, matches, options.scale)
     references = read_rows(options.references, ("question_id", "choices"))
     prompts = read_rows(options.prompts, PROMPT_FIELDS)
-    return play(open_judge(options), matches, references, prompts, options.prices)
+    with closing(open_judge(options)) as endpoint:
+        return play(endpoint, matches, references, prompts, options.prices)

@@ -78,6 +78,8 @@ def _sample_by_servers(options: argparse.Namespace) -> dict[str, Any]:
         sampling=Sampling(options.max_tokens, options.temperature, options.top_p, options.top_k),
         tokenizer=options.tokenizer,
         concurrency=options.concurrency,
+        tries=options.tries,
+        timeout=options.timeout,
         seeds=options.seeds,
         chunk=options.chunk,
     )
@@ -126,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--endpoint", nargs="+", metavar="URL", help="let OpenAI-compatible servers answer; MODEL is its name there")
     add("--tokenizer", metavar="T", help="of the model there: prompts are sent as its token ids, as in training")
     add("--concurrency", type=_at_least_1, default=16, metavar="N", help="requests to servers at once (16)")
+    add("--tries", type=_at_least_1, default=8, metavar="N", help="of a request (8)")
+    add("--timeout", type=float, default=600.0, metavar="S", help="seconds of a request (600)")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser
 

@@ -73,7 +73,7 @@ class Budget:
 
     def __init__(self, limit: float, prices: Prices, spent: float = 0.0) -> None:
         self.limit, self.prices, self.spent = limit, prices, spent
-        self._reserved = 0.0
+        self._reserved, self._under_way = 0.0, 0
         self._changed = threading.Condition()
 
     def most(self, request: ChatRequest) -> float:
@@ -95,13 +95,14 @@ class Budget:
         most = self.most(request)
         with self._changed:
             while self.spent + self._reserved + most > self.limit:
-                if not self._reserved:
+                if not self._under_way:
                     raise BudgetSpentError(
                         f"The budget is spent: {self.spent:.4f} of {self.limit:g}, and the next request can cost "
                         f"{most:.4f}. What came is kept; raise the budget and start again to go on."
                     )
                 self._changed.wait()
             self._reserved += most
+            self._under_way += 1
         return most
 
     def settle(self, reserved: float, reply: ChatReply | None, *, lost: bool = False) -> None:
@@ -112,9 +113,9 @@ class Budget:
             cost = self.prices.of(reply.prompt_tokens or 0, reply.completion_tokens or 0) if counted else reserved
         with self._changed:
             self.spent += cost
-            self._reserved = max(self._reserved - reserved, 0.0)
-            if self._reserved < 1e-12:
-                self._reserved = 0.0
+            self._under_way -= 1
+            # sums of floats leave a rest, which is worth nothing when no request is under way
+            self._reserved = max(self._reserved - reserved, 0.0) if self._under_way else 0.0
             self._changed.notify_all()
 
 

@@ -16,24 +16,31 @@ from typing import Any
 
 from preftune.endpoint.chat import ChatReply, ChatRequest, Choice
 from preftune.errors import DataError
-from preftune.lock import open_alone, whole_lines
+from preftune.lock import Lock
 
 log = logging.getLogger(__name__)
 
 
 class ReplyCache:
-    """The replies in a file, by what was asked of which model. Threads may share one; a second process is refused.
+    """The replies in a file, by what was asked of which model. Threads may share one, processes not.
 
     Raises:
-        DataError: the file cannot be read or written, another process has it, or a line in it is no reply.
+        CheckpointError: another process has it.
+        DataError: the file cannot be read or written, or a line in it is no reply.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        held = open_alone(self.path)
-        self._held, self._file = held, held.fileno()
-        self._replies = self._read()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._held = Lock(self.path)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._replies = self._read()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: replies cannot be kept there ({error.strerror}). Give another file."
+            ) from None
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -56,6 +63,8 @@ class ReplyCache:
             "utf-8", "surrogatepass"
         )
         with self._lock:
+            if self._file < 0:
+                raise DataError(f"{self.path}: a reply came when it was closed already, and is not kept.")
             whole = self._append(line)
             if whole:
                 self._replies[digest] = found
@@ -74,15 +83,21 @@ class ReplyCache:
         return False
 
     def close(self) -> None:
+        """Keep no more, and let others have the file."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
         self._held.close()
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        size = os.fstat(self._file).st_size
-        lines = whole_lines(self._held)
-        if sum(map(len, lines)) < size:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
             log.info("%s: the last line is torn and is cut off; its request is asked again.", self.path)
+            os.truncate(self.path, whole)
         replies = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
             try:
                 record = json.loads(line.decode("utf-8", "surrogatepass"))
                 replies[record["request"]] = record["reply"]

@@ -94,10 +94,12 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no reply: the last reason, and how often it was tried."""
+    """A request that got no reply: the last reason, and how often it was tried. `refused`: a server has answered, and
+    will not take this request."""
 
     reason: str
     tries: int
+    refused: bool = False
 
 
 def parse_reply(data: object, n: int) -> ChatReply:
@@ -132,11 +134,12 @@ def _index(choice: object) -> int:
 def _choice(choice: object) -> Choice:
     if not isinstance(choice, dict):
         raise MalformedReplyError(f"expected a choice to be an object, found {_short(choice)}")
-    message = choice.get("message")
+    message, finish = choice.get("message"), choice.get("finish_reason")
     text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if text is None and isinstance(finish, str) and (isinstance(message, dict) or "text" in choice):
+        text = ""  # it ended before it said anything: all tokens went into thinking, a filter, a tool call
     if not isinstance(text, str):
         raise MalformedReplyError(f"expected a choice with a text, found {_short(choice)}")
-    finish = choice.get("finish_reason")
     return Choice(text, finish if isinstance(finish, str) else None, choice.get("logprobs"))
 
 

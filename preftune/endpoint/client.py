@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx
 
+from preftune.endpoint.address import SHORTEST_IN_ANSWERS, check_address, hide_key
 from preftune.endpoint.budget import Budget
 from preftune.endpoint.cache import ReplyCache
 from preftune.endpoint.chat import ChatReply, ChatRequest, Failure, MalformedReplyError, parse_reply
@@ -41,6 +42,7 @@ OF_THE_SERVER = {
     403: "it refuses the key in {key_from}",
     404: "there is no such path or model. An address ends before /chat/completions, mostly in /v1",
 }
+SILENT = 16  # requests in a row, for those who give a job up when nobody answers
 LARGEST_REPLY = 64 * 2**20  # bytes
 BUSY = (429, 503)
 
@@ -84,9 +86,11 @@ class Endpoint:
         timeout: seconds from sending a request to the end of its reply.
         cache: replies that are there already are not asked for, new ones are kept.
         budget: what all requests may cost.
+        stop_after: `ask` stops when so many requests in a row were given up without a word from a server, or all of a
+            call were; None gives each its failure.
 
     Raises:
-        RecipeError: an address is none, or a number is too small.
+        RecipeError: an address is none or holds a password, or a number is too small.
     """
 
     def __init__(
@@ -101,20 +105,16 @@ class Endpoint:
         timeout: float = 600.0,
         cache: ReplyCache | None = None,
         budget: Budget | None = None,
+        stop_after: int | None = None,
     ) -> None:
-        addresses = [urls] if isinstance(urls, str) else list(urls)
-        for address in addresses:
-            if not address.startswith(("http://", "https://")):
-                raise RecipeError(
-                    f"'{address}' is no address of an endpoint; expected one like http://localhost:8000/v1."
-                )
+        addresses = [check_address(address) for address in ([urls] if isinstance(urls, str) else urls)]
         for name, value in {"urls": len(addresses), "concurrency": concurrency, "tries": tries}.items():
             if value < 1:
                 raise RecipeError(f"'{name}' of an endpoint must be at least 1, found {value}.")
         self.model, self.key_from, self.concurrency = model, key_from, concurrency
         self.tries, self.patience, self.timeout = tries, patience, timeout
-        self.cache, self.budget = cache, budget
-        self.servers = Servers([address.rstrip("/") for address in addresses])
+        self.cache, self.budget, self.stop_after = cache, budget, stop_after
+        self.servers = Servers(addresses)
 
     def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
         """Every request with its reply or failure, in the order in which they are done.
@@ -123,10 +123,11 @@ class Endpoint:
         those that ask the same as one under way wait for its outcome.
 
         Raises:
-            EndpointError: no server is left to ask, or the key can be none. Replies that came before have been given.
+            EndpointError: no server is left to ask, none answers (`stop_after`), or the key can be none. Replies that
+                came before have been given.
             BudgetSpentError: the same of a budget that is used up.
         """
-        self._headers()  # a key that can be none stops before anything is sent
+        self._key()  # one that can be none stops before anything is sent
         call = _Call(self)
         try:
             yield from call.run(iter(requests))
@@ -142,49 +143,48 @@ class Endpoint:
             found[places[id(request)]] = outcome
         return found
 
+    def close(self) -> None:
+        """Let others have its cache."""
+        if self.cache is not None:
+            self.cache.close()
+
     def send(self, client: httpx.Client, server: Server, request: ChatRequest) -> ChatReply:
         """One try."""
-        ends = time.monotonic() + self.timeout
+        ends, key = time.monotonic() + self.timeout, self._key()
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         sent = False
         try:
             # escaped to ASCII: half a surrogate pair, which a text may hold, has no bytes in UTF-8
             body = json.dumps(request.body(self.model)).encode("ascii")
-            with client.stream("POST", server.url + request.path, content=body, headers=self._headers()) as response:
+            with client.stream("POST", server.url + request.path, content=body, headers=headers) as response:
                 sent = True
                 data = _read(response, ends)
                 status, rest = response.status_code, _retry_after(response.headers.get("retry-after"))
+        except (httpx.ConnectTimeout, httpx.PoolTimeout):
+            raise _TryAgainError("no connection in time", None, False) from None
         except httpx.TimeoutException:
             raise _TryAgainError(f"no reply within {self.timeout:g} s", None, True) from None
         except (httpx.HTTPError, OSError) as error:
-            said = str(error) or type(error).__name__
+            said = hide_key(str(error).encode(), key).decode() or type(error).__name__
             unsent = isinstance(error, httpx.ConnectError) and not sent
             raise _TryAgainError(f"the connection failed ({said})", None, not unsent) from None
         if status == 200:
-            return self._parsed(data, request)
-        reason = f"status {status}: {_reason(data)}"
+            return _parsed(data, request.n, key)
+        reason = f"status {status}: {_reason(hide_key(data, key))}"
         if status in OF_THE_SERVER:
             raise _ServerRefusesError(f"{reason}; {OF_THE_SERVER[status].format(key_from=self.key_from)}")
         if status in PASSING or status >= 500:
             raise _TryAgainError(reason, rest, status not in BUSY)
         raise _RefusedError(reason)
 
-    def _headers(self) -> dict[str, str]:
-        """With the key. Files that keys are read from end in a newline, which is no part of them."""
+    def _key(self) -> str:
+        """ "" where there is none. Files that keys are read from end in a newline, which is no part of them."""
         key = os.environ.get(self.key_from, "").strip()
         if not key.isascii() or not key.isprintable():
             raise EndpointError(
                 f"The environment variable {self.key_from} holds a character that no key has. Set it to the key alone."
             )
-        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-
-    def _parsed(self, data: bytes, request: ChatRequest) -> ChatReply:
-        try:
-            return parse_reply(json.loads(data), request.n)
-        except (ValueError, RecursionError):
-            found = " ".join(data[:80].decode("utf-8", "replace").split())
-            raise _TryAgainError(f"expected JSON, found {found!r}", None, True) from None
-        except MalformedReplyError as error:
-            raise _TryAgainError(str(error), None, True) from None
+        return key
 
 
 class _Call:
@@ -196,6 +196,8 @@ class _Call:
         self.asked: queue.Queue[ChatRequest] = queue.Queue()
         self.done: queue.Queue[tuple[ChatRequest, Outcome | BaseException]] = queue.Queue()
         self.threads = 0
+        self.answered = False  # any request
+        self.silent: list[Failure] = []  # in a row, of requests that no server said a word to
         self.same: dict[str, list[ChatRequest]] = {}  # by digest, those that wait for the one under way
 
     def run(self, requests: Iterator[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
@@ -208,6 +210,7 @@ class _Call:
                 cache = self.endpoint.cache
                 kept = None if cache is None else cache.get(request, self.endpoint.model)
                 if kept is not None:
+                    self.answered = True
                     yield request, kept
                     continue
                 if cache is not None and not self._first_of_its_kind(request):
@@ -218,15 +221,36 @@ class _Call:
             if not under_way:
                 if trouble is not None:
                     raise trouble
+                if self.silent and not self.answered:
+                    self._stop_after(len(self.silent))
                 return
             request, outcome = self.done.get()
             under_way -= 1
             if isinstance(outcome, BaseException):
                 trouble = trouble or outcome
             else:
+                self._hear(outcome)
                 yield request, outcome
                 for other in self.same.pop(request.digest(self.endpoint.model), []):
                     yield other, outcome
+
+    def _hear(self, outcome: Outcome) -> None:
+        if isinstance(outcome, ChatReply) or outcome.refused:
+            self.answered, self.silent = True, []
+            return
+        self.silent.append(outcome)
+        if self.endpoint.stop_after is not None:
+            self._stop_after(self.endpoint.stop_after)
+
+    def _stop_after(self, most: int) -> None:
+        """Where so many requests in a row had no answer."""
+        if self.endpoint.stop_after is None or len(self.silent) < most:
+            return
+        last = self.silent[-1]
+        raise EndpointError(
+            f"No server has answered {len(self.silent)} requests in a row; the last: {last.reason} ({last.tries} "
+            "tries). What came is kept; start again when one answers, to go on."
+        )
 
     def _first_of_its_kind(self, request: ChatRequest) -> bool:
         """False where the same is under way; the request is then answered with that one."""
@@ -270,7 +294,7 @@ class _Call:
             except _TryAgainError as error:
                 reason = error.reason
             except _RefusedError as error:
-                return Failure(error.reason, number)
+                return Failure(error.reason, number, refused=True)
             except _ServerRefusesError as error:
                 reason = str(error)
                 continue  # another server is asked at once
@@ -311,6 +335,24 @@ class _Call:
         except BaseException:
             self.endpoint.servers.returned(server)
             raise
+
+
+def _parsed(data: bytes, n: int, key: str) -> ChatReply:
+    """A completion; one that says our key again has it no more."""
+    try:
+        return parse_reply(json.loads(hide_key(data, key, SHORTEST_IN_ANSWERS)), n)
+    except (ValueError, RecursionError, MalformedReplyError):
+        raise _TryAgainError(_why_none(hide_key(data, key), n), None, True) from None
+
+
+def _why_none(data: bytes, n: int) -> str:
+    try:
+        parse_reply(json.loads(data), n)
+    except MalformedReplyError as error:
+        return str(error)
+    except (ValueError, RecursionError):
+        pass
+    return f"expected JSON, found {' '.join(data[:80].decode('utf-8', 'replace').split())!r}"
 
 
 def _read(response: httpx.Response, ends: float) -> bytes:

@@ -1,33 +1,47 @@
-"""Which of several servers takes the next request: the one that would be done with it first. A failing one rests."""
+"""Which of several servers takes the next request: the one that would be done with it first. A failing one rests.
+
+A thread has one request under way: it takes a server, and says afterwards how that went.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
 
 LONGEST_REST = 60.0  # seconds
 SUSPICIOUS = 3  # failures in a row
 WEIGHT = 0.2  # of the last reply in a server's mean time
+MOST_DOUBLINGS = 20  # for failures in a row: more would be no float in the end
 
 
 @dataclass
 class Server:
     """One server and what is known of it.
 
-    seconds: what a reply takes there, a running mean; `failures`: in a row; `rest_until`: on the monotonic clock;
-    `dropped`: why it is not asked any more.
+    since: when each request under way was begun, by thread; `seconds`: what a reply takes there, a running mean;
+    `failures`: in a row; `rest_until`: on the monotonic clock, as `since`; `dropped`: why it is not asked any more.
     """
 
     url: str
-    under_way: int = 0
+    since: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     failures: int = 0
     rest_until: float = 0.0
     dropped: str | None = None
+
+    def cost(self, usual: float, now: float) -> float:
+        """About when it would be done with one more request, in seconds.
+
+        A request that is not answered yet says that replies take at least so long; a new server is taken to be as fast
+        as the fastest, and a failing one to need every request twice.
+        """
+        waiting = now - min(self.since.values(), default=now)
+        doubled = 2 ** min(self.failures, MOST_DOUBLINGS)
+        return (len(self.since) + 1) * max(self.seconds, usual, waiting) * doubled
 
 
 class Servers:
@@ -47,15 +61,16 @@ class Servers:
                 now = time.monotonic()
                 awake = [server for server in left if server.rest_until <= now]
                 if awake:
-                    server = _soonest(awake)
-                    server.under_way += 1
+                    usual = min((server.seconds for server in awake if server.seconds), default=0.001)
+                    server = min(awake, key=lambda one: one.cost(usual, now))
+                    server.since[threading.get_ident()] = now
                     return server
                 self._changed.wait(min(min(server.rest_until for server in left) - now, 0.2))
             return None
 
     def answered(self, server: Server, seconds: float) -> None:
         with self._changed:
-            server.under_way -= 1
+            server.since.pop(threading.get_ident())
             server.failures = 0
             server.seconds += (seconds - server.seconds) * (WEIGHT if server.seconds else 1.0)
             self._changed.notify_all()
@@ -66,11 +81,11 @@ class Servers:
         One failure may be the request's; a server that goes on failing rests twice as long each time.
         """
         with self._changed:
-            server.under_way -= 1
+            server.since.pop(threading.get_ident())
             server.seconds = max(server.seconds, seconds)
             server.failures += 1
             if rest is None and server.failures >= SUSPICIOUS:
-                rest = 0.25 * 2 ** (server.failures - SUSPICIOUS)
+                rest = 0.25 * 2 ** min(server.failures - SUSPICIOUS, MOST_DOUBLINGS)
             if rest:
                 server.rest_until = max(server.rest_until, time.monotonic() + min(rest, LONGEST_REST))
             self._changed.notify_all()
@@ -78,13 +93,13 @@ class Servers:
     def returned(self, server: Server) -> None:
         """It was not asked after all, or the request was at fault."""
         with self._changed:
-            server.under_way -= 1
+            server.since.pop(threading.get_ident())
             self._changed.notify_all()
 
     def drop(self, server: Server, reason: str) -> None:
         """Ask it no more."""
         with self._changed:
-            server.under_way -= 1
+            server.since.pop(threading.get_ident())
             if server.dropped is None:
                 server.dropped = reason
                 log.warning("%s is not asked any more: %s", server.url, reason)
@@ -93,9 +108,3 @@ class Servers:
     @property
     def reasons(self) -> str:
         return "; ".join(f"{server.url}: {server.dropped}" for server in self.all if server.dropped)
-
-
-def _soonest(servers: list[Server]) -> Server:
-    """A slow server gets fewer requests, in proportion, and so does one that fails; a new one is taken to be fast."""
-    usual = min((server.seconds for server in servers if server.seconds), default=1.0)
-    return min(servers, key=lambda one: (one.under_way + 1) * max(one.seconds, usual) * 2**one.failures)

@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def annotate_file(
 
     Raises:
         DataError: the file or a row is wrong, or `output` cannot be written.
-        CheckpointError: a job for `output` was begun with other settings, or its journal is damaged.
+        CheckpointError: a job for `output` was begun with other settings, another process is at it, or its journal is
+            damaged.
     """
     output = Path(output)
     if output.exists() and output.resolve() == Path(file).resolve():
@@ -76,17 +78,18 @@ def annotate_file(
     settings = {**(scorer.settings() if scorer else {}), "keep_scores": keep_scores, "chunk": chunk}
     share = Share(len(rows), chunk, rank, world)
     journal = Journal(journal_folder(output), {**settings, "rows": len(rows), "rows_hash": _hash(rows)}, share)
-    progress = _Progress(sum(map(len, share.chunks())), journal.left())
-    left = [number for numbers in journal.left() for number in numbers if kept[number] is None]
-    judge = getattr(scorer, "scorer", scorer)  # a cache stands around it
-    if isinstance(judge, JudgeScorer) and left:
-        judge.say_cost([examples[number] for number in left], prices)
-    for numbers in journal.left():
-        asked = [number for number in numbers if kept[number] is None]
-        found = scorer.score([examples[number] for number in asked]) if scorer and asked else []
-        scores = dict(zip(asked, found, strict=True))
-        journal.append([_to_item(rows[n], scores[n] if n in scores else kept[n] or []) for n in numbers])
-        progress.told(len(numbers))
+    with closing(journal):
+        progress = _Progress(sum(map(len, share.chunks())), journal.left())
+        left = [number for numbers in journal.left() for number in numbers if kept[number] is None]
+        judge = getattr(scorer, "scorer", scorer)  # a cache stands around it
+        if isinstance(judge, JudgeScorer) and left:
+            judge.say_cost([examples[number] for number in left], prices)
+        for numbers in journal.left():
+            asked = [number for number in numbers if kept[number] is None]
+            found = scorer.score([examples[number] for number in asked]) if scorer and asked else []
+            scores = dict(zip(asked, found, strict=True))
+            journal.append([_to_item(rows[n], scores[n] if n in scores else kept[n] or []) for n in numbers])
+            progress.told(len(numbers))
     items = read_items(journal_folder(output), len(rows), chunk, world)
     if items is None:
         log.info("This share is done; the process that finishes last writes %s.", output)

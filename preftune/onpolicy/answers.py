@@ -28,9 +28,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Replies:
-    """The answers to one prompt, in the order of the seeds; `error` says why there are none."""
+    """The answers to one prompt, in the order of the seeds, or for a seed the reason why there is none.
 
-    replies: tuple[Reply, ...] = ()
+    `error` says why there are none at all.
+    """
+
+    replies: tuple[Reply | str, ...] = ()
     prompt_tokens: int | None = None
     error: str | None = None
 

@@ -4,7 +4,8 @@
     then        one JSON object an item, in the order of the items; appended a whole chunk at a time, and synced
 
 Chunk number c of the job belongs to rank c mod world. Items are never reordered, so what is done is known from the
-number of lines; a last chunk that was torn is cut off and made again. `merge` puts the journals of all ranks together.
+number of lines; a last chunk that was torn is cut off and made again. `read_items` puts the journals of all ranks
+together. One process has a journal at a time (`preftune.lock`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import CheckpointError, DataError
+from preftune.lock import Lock
 
 Item = dict[str, Any]
 
@@ -41,14 +43,15 @@ class Share:
 
 
 class Journal:
-    """The journal of one rank, opened to go on.
+    """The journal of one rank, opened to go on, and its own until `close`.
 
     Args:
         folder: of the job's journals; made when it is not there.
         settings: JSON values that the items depend on; a job goes on only with the same.
 
     Raises:
-        CheckpointError: it was begun with other settings or another number of processes, or is damaged.
+        CheckpointError: it was begun with other settings or another number of processes, is damaged, or another
+            process is at it.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], share: Share) -> None:
@@ -56,7 +59,12 @@ class Journal:
         self.header = {"settings": json.loads(json.dumps(settings)), "rank": share.rank, "world": share.world}
         folder.mkdir(parents=True, exist_ok=True)
         _check_world(folder, share.world)
+        self.lock = Lock(self.path)
         self.done = self._repair()  # chunks
+
+    def close(self) -> None:
+        """Let others have it."""
+        self.lock.close()
 
     def left(self) -> list[range]:
         """The chunks that are still to be made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,39 +41,52 @@ class PairFiles:
         self._check()
 
     def write(self, parts: Mapping[str, Rows], report: Mapping[str, Any]) -> None:
-        """Write all parts, then the report; files of an earlier call are replaced."""
+        """Write all parts and the report; files of an earlier call are replaced.
+
+        All of it or nothing: it is written in a new folder beside its place, and then takes it.
+        """
         try:
-            if self.single:
-                self._write_table(self.output, [row for rows in parts.values() for row in rows])
-                _write_report(self.output.with_name(self.output.name + ".report"), report)
-                return
-            self._write_folder(parts, report)
+            with tempfile.TemporaryDirectory(prefix=f".{self.output.name}.", dir=self.output.parent) as work:
+                if self.single:
+                    self._write_single(Path(work), [row for rows in parts.values() for row in rows], report)
+                else:
+                    self._write_folder(Path(work), parts, report)
         except OSError as error:
             raise DataError(
                 f"{self.output}: cannot be written ({error.strerror or error}). Give another place."
             ) from None
 
-    def _write_folder(self, parts: Mapping[str, Rows], report: Mapping[str, Any]) -> None:
-        """All of it or nothing: it is written beside its place, and then takes it."""
-        new, old = (self.output.with_name(self.output.name + end) for end in (".part", ".old"))
-        for left_over in (new, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        new.mkdir()
+    def _write_single(self, work: Path, rows: Rows, report: Mapping[str, Any]) -> None:
+        """The report goes first: a table without one would be taken for somebody's own."""
+        self._write_table(work / "table", rows)
+        _write_report(work / "report", report)
+        (work / "report").replace(_report_of(self.output))
+        (work / "table").replace(self.output)
+
+    def _write_folder(self, work: Path, parts: Mapping[str, Rows], report: Mapping[str, Any]) -> None:
+        new, old = work / "new", work / "old"
+        new.mkdir()  # with the usual rights; `work` is for its owner alone
         if self.format == "save_to_disk":
             _save_to_disk(new, parts)
         else:
             for name, rows in parts.items():
                 self._write_table(new / f"{name}.{self.format}", rows)
         _write_report(new / PAIRS_REPORT, report)
-        if self.output.exists():
-            self.output.replace(old)
-        new.replace(self.output)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            if self.output.exists():
+                self.output.replace(old)
+            new.replace(self.output)
+        except BaseException:
+            if old.exists() and not self.output.exists():
+                old.replace(self.output)
+            raise
 
     def _check(self) -> None:
         parent = self.output.parent
         if not parent.is_dir() or not os.access(parent, os.W_OK) or (self.single and self.output.is_dir()):
             raise DataError(f"{self.output}: cannot be written there. Give a place in a folder that can be written to.")
+        if self.single:
+            self._check_single()
         if self.single or not self.output.exists():
             return
         if not self.output.is_dir():
@@ -83,16 +96,36 @@ class PairFiles:
             strange = sorted(found - OURS) or sorted(found)
             raise DataError(f"{self.output}: holds '{strange[0]}', which pairs has not written. Give another folder.")
 
+    def _check_single(self) -> None:
+        report = _report_of(self.output)
+        if report.exists() and not _is_report(report):
+            raise DataError(f"{report}: is no report of pairs, and would be replaced. Give another --output.")
+        if self.output.exists() and not report.exists():
+            raise DataError(
+                f"{self.output}: exists, and has no {report.name} beside it as a file of pairs has. Give another "
+                "--output, or delete it."
+            )
+
     def _write_table(self, path: Path, rows: Rows) -> None:
-        part = path.with_name(path.name + ".part")
         if self.format == "parquet":
             from datasets import Dataset
 
-            Dataset.from_list(_rectangular(rows)).to_parquet(str(part))
+            Dataset.from_list(_rectangular(rows)).to_parquet(str(path))
         else:
-            with part.open("w", encoding="utf-8") as file:
+            with path.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        part.replace(path)
+
+
+def _report_of(table: Path) -> Path:
+    return table.with_name(table.name + ".report")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"rows", "kept"} <= found.keys()
 
 
 def _save_to_disk(folder: Path, parts: Mapping[str, Rows]) -> None:

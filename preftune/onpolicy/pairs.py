@@ -79,7 +79,7 @@ def make_pairs(
     Args:
         file: rows with a prompt, a list of responses (or chosen and rejected) and `scores`, as annotate and score
             write them; null for an answer that has none.
-        output: a folder, new or of an earlier call; or FILE.jsonl or FILE.parquet for all pairs in one file.
+        output: a folder, or FILE.jsonl or FILE.parquet for all pairs in one file; new or of an earlier call.
         test_share: of the prompts, which go into test; 0 with a single file.
         seed: of the split.
         format: of a folder.
@@ -91,12 +91,12 @@ def make_pairs(
     rule = rule or Rule()
     if not 0 <= test_share < 1:
         raise RecipeError(f"'test_share' is {test_share:g}; expected a share of at least 0 and below 1.")
-    files = PairFiles(Path(output), format)
-    if files.single and test_share:
-        raise RecipeError(f"{output}: is one file, which cannot be split. Give a folder, or a test share of 0.")
     read, written = Path(file).resolve(), Path(output).resolve()
     if written == read or written in read.parents:
         raise DataError(f"{output}: holds the file that is read, and would be replaced. Give another --output.")
+    files = PairFiles(Path(output), format)
+    if files.single and test_share:
+        raise RecipeError(f"{output}: is one file, which cannot be split. Give a folder, or a test share of 0.")
     rows = load_rows(file, split)
     tally = _read(rows, rule, columns)
     if not tally.pairs:

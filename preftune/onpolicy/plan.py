@@ -63,11 +63,11 @@ def load_plan(path: str | Path, overrides: list[str]) -> OnPolicy:
         _check_section(file, section, _mapping(file, given, section))
     return OnPolicy(
         model_name_or_path=str(given["model_name_or_path"]),
-        prompts=_names(given["prompts"]),
+        prompts=_names(file, given, "prompts"),
         annotate=given["annotate"],
         train=given["train"],
         output_dir=Path(str(given.get("output_dir") or f"runs/{file.stem}")),
-        eval_prompts=_names(given.get("eval_prompts") or ()),
+        eval_prompts=_names(file, given, "eval_prompts"),
         rounds=_count(file, given, "rounds"),
         nproc=_count(file, given, "nproc"),
         sample=_mapping(file, given, "sample"),
@@ -96,8 +96,12 @@ def _check_section(file: Path, section: str, settings: Mapping[str, Any]) -> Non
         raise RecipeError(f"{file}: '{section}.{taken[0]}' is set by the chain itself. Leave it out.")
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    return (str(value),) if isinstance(value, str) else tuple(map(str, value))
+def _names(file: Path, given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = given.get(key) or ()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise RecipeError(f"{file}: '{key}' must be a file or a list of files, found {value!r}.")
+    return tuple(names)
 
 
 def _count(file: Path, given: Mapping[str, Any], key: str) -> int:

@@ -7,12 +7,14 @@ vLLM and SGLang take ids). Without one, the conversation is sent (/chat/completi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.endpoint import ChatReply, ChatRequest, Endpoint, ReplyCache
+from preftune.endpoint.client import SILENT
 from preftune.errors import DataError
 from preftune.generation import Sampling
 from preftune.model.load import load_tokenizer
@@ -58,15 +60,16 @@ class EndpointAnswerer:
                 errors[number] = str(error)
                 continue
             requests += [self._request(f"{number} {place}", asked, seed) for place, seed in enumerate(seeds)]
-        found: dict[int, dict[int, Reply]] = {}
+        found: dict[int, dict[int, Reply | str]] = {}
         for request, outcome in self.endpoint.ask(requests):
             number, place = map(int, request.key.split())
+            own, tokens = found.setdefault(number, {}), None
             if isinstance(outcome, ChatReply):
                 choice, tokens = outcome.choices[0], outcome.completion_tokens
-                found.setdefault(number, {})[place] = Reply(choice.text, choice.finish or "stop", tokens)
-                told(int(len(found[number]) == len(seeds)), tokens or 0)
+                own[place] = Reply(choice.text, choice.finish or "stop", tokens)
             else:
-                errors.setdefault(number, f"seed {seeds[place]}: {outcome.reason} ({outcome.tries} tries)")
+                own[place] = f"{outcome.reason} ({outcome.tries} tries)"
+            told(int(len(own) == len(seeds)), tokens or 0)
         return [
             Replies(error=errors[number])
             if number in errors
@@ -103,6 +106,8 @@ def sample_from_endpoint(
     sampling: Sampling,
     tokenizer: str | None = None,
     concurrency: int = 16,
+    tries: int = 8,
+    timeout: float = 600.0,
     seeds: Sequence[int] = SEEDS,
     chunk: int = CHUNK,
 ) -> dict[str, Any]:
@@ -115,15 +120,20 @@ def sample_from_endpoint(
         model: its name there.
         tokenizer: folder or hub name of the model's tokenizer, to send token ids.
         concurrency: requests under way at once.
+        tries, timeout: of a request, the latter in seconds.
 
     Raises:
-        PreftuneError: an address, the tokenizer or a setting is wrong, no server is left, or a job with other
-            settings was begun.
+        EndpointError: no server is left or answers any more; the same call goes on.
+        PreftuneError: an address, the tokenizer or a setting is wrong, or a job with other settings was begun.
     """
     output = Path(output)
     check_output(output)
     chat = None if tokenizer is None else read_chat_format(load_tokenizer(tokenizer))
     rank, world = process_place()
     cache = ReplyCache(journal_folder(output) / f"replies-{rank}.jsonl")
-    answerer = EndpointAnswerer(Endpoint(urls, model, concurrency=concurrency, cache=cache), sampling, chat)
-    return sample_prompts(prompts, answerer, output, seeds=seeds, chunk=chunk, rank=rank, world=world)
+    with closing(cache):
+        endpoint = Endpoint(
+            urls, model, concurrency=concurrency, tries=tries, timeout=timeout, cache=cache, stop_after=SILENT
+        )
+        answerer = EndpointAnswerer(endpoint, sampling, chat)
+        return sample_prompts(prompts, answerer, output, seeds=seeds, chunk=chunk, rank=rank, world=world)

@@ -5,8 +5,9 @@ A row of the output is read by everything that reads ranked data (`responses`), 
     {"prompt_id": "6f0c...", "prompt": [{"role": "user", "content": ...}], "responses": ["...", ...],
      "sampled": {"seeds": [13, ...], "finish": ["stop", ...], "tokens": [57, ...], "prompt_tokens": 21, "empty": []}}
 
-Prompts without an answer go, with the reason, to OUTPUT.failed.jsonl. While the job runs its rows are in OUTPUT.job/
-(see `preftune.onpolicy.journal`); the last process that finishes puts them together.
+Where some seeds failed, `sampled` has "failed": [{"seed": 13, "error": "..."}] too. Prompts without an answer go, with
+the reason, to OUTPUT.failed.jsonl. While the job runs its rows are in OUTPUT.job/ (see `preftune.onpolicy.journal`);
+the last process that finishes puts them together.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
-from preftune.onpolicy.answers import Answerer, Replies
+from preftune.onpolicy.answers import Answerer, Replies, Reply
 from preftune.onpolicy.journal import Item, Journal, Share, check_output, journal_folder, read_items, write_rows
 from preftune.onpolicy.prompts import Prompt
 
@@ -56,7 +58,8 @@ def sample_prompts(
 
     Raises:
         DataError: `output` cannot be written, or there are no prompts or seeds.
-        CheckpointError: a job for `output` was begun with other settings, or its journal is damaged.
+        CheckpointError: a job for `output` was begun with other settings, another process is at it, or its journal is
+            damaged.
     """
     output = Path(output)
     if not prompts or not seeds:
@@ -65,11 +68,12 @@ def sample_prompts(
     share = Share(len(prompts), chunk, rank, world)
     known = {**(settings or {}), **answerer.settings(), "seeds": list(seeds), "chunk": chunk, "prompts": len(prompts)}
     journal = Journal(journal_folder(output), {**known, "prompts_hash": _hash(prompts)}, share)
-    progress = _Progress(sum(map(len, share.chunks())), sum(map(len, journal.left())))
-    for numbers in journal.left():
-        chosen = [prompts[number] for number in numbers]
-        found = answerer.answer(chosen, seeds, progress.told)
-        journal.append([_to_item(prompt, replies, seeds) for prompt, replies in zip(chosen, found, strict=True)])
+    with closing(journal):
+        progress = _Progress(sum(map(len, share.chunks())), sum(map(len, journal.left())))
+        for numbers in journal.left():
+            chosen = [prompts[number] for number in numbers]
+            found = answerer.answer(chosen, seeds, progress.told)
+            journal.append([_to_item(prompt, replies, seeds) for prompt, replies in zip(chosen, found, strict=True)])
     summary = merge(output, len(prompts), chunk, world)
     return summary | {"seconds": progress.seconds, "tokens_per_second": progress.rate}
 
@@ -88,6 +92,9 @@ def merge(output: Path, prompts: int, chunk: int, world: int) -> dict[str, Any]:
     if failed:
         write_rows(failed_path(output), failed)
         logger.warning("%d of %d prompts have no answer: %s", len(failed), prompts, failed_path(output))
+    missing = sum(len(row["sampled"].get("failed", ())) for row in rows)
+    if missing:
+        logger.warning("%d answers to other prompts failed; 'failed' of 'sampled' says why.", missing)
     write_rows(output, rows)
     return {
         "prompts": prompts,
@@ -107,20 +114,28 @@ def _to_item(prompt: Prompt, found: Replies, seeds: Sequence[int]) -> Item:
     them."""
     if found.error is not None:
         return {**prompt.to_row(), "error": found.error}
-    kept = [(seed, reply) for seed, reply in zip(seeds, found.replies, strict=True) if reply.text.strip()]
+    by_seed = list(zip(seeds, found.replies, strict=True))
+    failed = [{"seed": seed, "error": reply} for seed, reply in by_seed if isinstance(reply, str)]
+    given = [(seed, reply) for seed, reply in by_seed if isinstance(reply, Reply)]
+    kept = [(seed, reply) for seed, reply in given if reply.text.strip()]
     if not kept:
-        return {**prompt.to_row(), "error": f"all {len(seeds)} answers are empty."}
-    return {
-        **prompt.to_row(),
-        "responses": [reply.text for _, reply in kept],
-        "sampled": {
-            "seeds": [seed for seed, _ in kept],
-            "finish": [reply.finish for _, reply in kept],
-            "tokens": [reply.tokens for _, reply in kept],
-            "prompt_tokens": found.prompt_tokens,
-            "empty": [seed for seed, reply in zip(seeds, found.replies, strict=True) if not reply.text.strip()],
-        },
+        return {**prompt.to_row(), "error": _why_none(failed, len(given))}
+    sampled = {
+        "seeds": [seed for seed, _ in kept],
+        "finish": [reply.finish for _, reply in kept],
+        "tokens": [reply.tokens for _, reply in kept],
+        "prompt_tokens": found.prompt_tokens,
+        "empty": [seed for seed, reply in given if not reply.text.strip()],
     }
+    sampled |= {"failed": failed} if failed else {}
+    return {**prompt.to_row(), "responses": [reply.text for _, reply in kept], "sampled": sampled}
+
+
+def _why_none(failed: Sequence[Mapping[str, Any]], empty: int) -> str:
+    if not failed:
+        return f"all {empty} answers are empty."
+    also = f"; {empty} answers are empty" if empty else ""
+    return f"seed {failed[0]['seed']}: {failed[0]['error']}{also}"
 
 
 def _hash(prompts: Sequence[Prompt]) -> str:

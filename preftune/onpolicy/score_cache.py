@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
+from preftune.lock import Lock
 from preftune.onpolicy.scorers.base import Score, Scorer
 from preftune.types import Example, Origin
 
@@ -21,6 +22,7 @@ class CachedScorer:
     """A scorer that is asked only for rows that the file does not hold yet. Rows with a failure are not kept.
 
     Raises:
+        CheckpointError: another process has the file.
         DataError: the file cannot be read or written, or a line in it is no kept score.
     """
 
@@ -28,6 +30,7 @@ class CachedScorer:
         self.scorer, self.path = scorer, path
         self.begun = json.dumps(scorer.settings(), sort_keys=True)
         try:
+            self.lock = Lock(path)
             data = path.read_bytes() if path.exists() else b""
             whole = data.rfind(b"\n") + 1
             if whole < len(data):  # torn by a kill
@@ -36,6 +39,10 @@ class CachedScorer:
             path.open("ab").close()
         except OSError as error:
             raise DataError(f"{path}: scores cannot be kept there ({error.strerror}). Give another file.") from None
+
+    def close(self) -> None:
+        """Let others have the file."""
+        self.lock.close()
 
     def settings(self) -> dict[str, Any]:
         return self.scorer.settings()

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from preftune.train.ranks import agreed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO_SECONDS = 2  # torchrun passes on to its processes what a terminal has already sent them
+ECHO_SECONDS = 2  # who starts processes passes on what may have reached them already
+STARTED = frozenset({"TORCHELASTIC_RUN_ID", "PREFTUNE_STEP"})  # by torchrun, by `preftune onpolicy`
 
 
 class SaveOnInterrupt(TrainerCallback):
@@ -40,7 +41,7 @@ class SaveOnInterrupt(TrainerCallback):
         if os.getpid() != self.process:  # a data-loader worker, which is needed to the end of the step
             return
         if self.first:
-            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.first < ECHO_SECONDS:
+            if STARTED & os.environ.keys() and time.monotonic() - self.first < ECHO_SECONDS:
                 return
             self.close()
             signal.raise_signal(number)

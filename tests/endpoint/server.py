@@ -80,6 +80,21 @@ class Handler(BaseHTTPRequestHandler):
     def do_fail(self, body, script):
         self.reply(500, b'{"error": {"message": "out of luck"}}')
 
+    def do_echo(self, body, script):
+        """As a proxy that shows what it was sent."""
+        self.reply(500, json.dumps({"error": f"{'x' * 150} bad header {self.headers['Authorization']}"}).encode())
+
+    def do_echo_page(self, body, script):
+        self.reply(200, f"{'-' * 60} {self.headers['Authorization']}".encode())
+
+    def do_echo_answer(self, body, script):
+        data = json.dumps({"choices": [{"message": {"content": f"EMPTY {self.headers['Authorization']}"}}]})
+        self.reply(200, data.replace("/", "\\/").encode())
+
+    def do_thought(self, body, script):
+        """All its tokens went into thinking."""
+        self.reply(200, b'{"choices": [{"message": {"content": null}, "finish_reason": "length"}]}')
+
     def do_busy(self, body, script):
         self.reply(429, b'{"error": "slow down"}', Retry_After="0.4")
 
@@ -97,6 +112,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_number(self, body, script):
         self.reply(200, b"7")
+
+    def do_stall(self, body, script):
+        time.sleep(6)
 
     def do_silent(self, body, script):
         time.sleep(1.5)

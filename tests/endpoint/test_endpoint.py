@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -24,9 +27,9 @@ from preftune.endpoint import (
     ReplyCache,
     estimate,
 )
-from preftune.errors import DataError, RecipeError
+from preftune.endpoint.servers import Servers
+from preftune.errors import CheckpointError, DataError, RecipeError
 from tests.endpoint.server import Script, serving
-from tests.holding import held_by_another
 
 
 def ask(key, **more):
@@ -104,7 +107,7 @@ def test_a_request_that_is_refused_is_not_repeated_and_the_others_go_on():
     script = Script("refuse")
     with serving(script) as url:
         found = endpoint(url, concurrency=1).ask_in_order([ask("a"), ask("b")])
-    assert found[0] == Failure("status 400: too long", 1) and found[1].text == "re: question b"
+    assert found[0] == Failure("status 400: too long", 1, refused=True) and found[1].text == "re: question b"
     assert len(script.asked) == 2
 
 
@@ -141,6 +144,61 @@ def test_half_a_surrogate_pair_is_sent_as_it_stands():
     assert isinstance(reply, ChatReply) and script.asked[0]["messages"][0]["content"] == "x\ud800"
 
 
+@pytest.mark.parametrize("trouble", ["echo", "echo_page", "echo_answer"])
+def test_a_key_that_a_server_says_again_is_kept_nowhere(monkeypatch, tmp_path, trouble):
+    key = "sk-0123456789/abcdef"
+    monkeypatch.setenv("MY_KEY", key)
+    cache = ReplyCache(tmp_path / "replies.jsonl")
+    with serving(Script(then=trouble)) as url:
+        (found,) = endpoint(url, key_from="MY_KEY", tries=1, cache=cache).ask_in_order([ask("a")])
+    said = found.reason if isinstance(found, Failure) else found.text
+    assert "sk-" not in said + cache.path.read_text() and said.endswith(("Bearer [key]", "Bearer [key]'", "..."))
+
+
+def test_a_word_that_stands_for_no_key_stays_in_answers(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "EMPTY")
+    with serving(Script("echo_answer")) as url:
+        (found,) = endpoint(url, key_from="MY_KEY").ask_in_order([ask("a")])
+    assert found.text == "EMPTY Bearer EMPTY"
+
+
+def test_an_answer_without_a_text_that_has_ended_is_empty():
+    script = Script(then="thought")
+    with serving(script) as url:
+        (found,) = endpoint(url).ask_in_order([ask("a")])
+    assert found.choices == (Choice("", "length"),) and len(script.asked) == 1
+
+
+def test_a_job_stops_where_nobody_answers_any_more():
+    """With the failures of a few it goes on; what came before is given."""
+    script, came = Script(*["answer"] * 5, *["fail"] * 3, *["answer"] * 2, then="fail"), []
+    with serving(script) as url, pytest.raises(EndpointError, match=r"No server has answered 4 requests in a row; the"):
+        for _, outcome in endpoint(url, tries=1, concurrency=1, stop_after=4).ask(ask(str(n)) for n in range(99)):
+            came.append(outcome)
+    assert len(script.asked) == 14 and [isinstance(one, Failure) for one in came] == [
+        *[False] * 5, *[True] * 3, *[False] * 2, *[True] * 3
+    ]  # fmt: skip
+
+
+def test_a_job_stops_where_nobody_has_answered_at_all_but_not_where_all_is_refused():
+    with serving(Script(then="fail")) as url, pytest.raises(EndpointError, match=r"2 requests in a row; .*luck"):
+        endpoint(url, tries=1, concurrency=1, stop_after=9).ask_in_order([ask("a"), ask("b")])
+    with serving(Script("fail", then="refuse")) as url:
+        found = endpoint(url, tries=1, concurrency=1, stop_after=1 + 1).ask_in_order([ask("a"), ask("b"), ask("c")])
+    assert [one.refused for one in found] == [False, True, True]
+
+
+def test_a_server_may_fail_for_ever():
+    """Its rests have a longest one, and the numbers that they come from stay numbers."""
+    servers = Servers(["http://a", "http://b"])
+    for _ in range(1200):
+        for server in servers.all:
+            server.since[threading.get_ident()] = 0.0
+            servers.failed(server, None)
+            server.rest_until = 0.0
+    assert servers.take(threading.Event()) is not None
+
+
 def test_nobody_listens():
     (found,) = endpoint("http://127.0.0.1:9/v1", tries=2).ask_in_order([ask("a")])
     assert isinstance(found, Failure) and "connection failed" in found.reason
@@ -154,6 +212,22 @@ def test_requests_are_spread_and_a_broken_server_is_left_alone():
     assert len(good.asked) > 2 * len(slow.asked) > 0
 
 
+def test_a_server_that_stalls_gets_no_more_while_it_has_not_answered():
+    """Long before its requests reach their time limit."""
+    good, stalled = Script(delay=0.01), Script(then="stall")
+    with serving(good) as one, serving(stalled) as two:
+        asking = endpoint(two, one, concurrency=4, timeout=5.0).ask(ask(str(n)) for n in range(99))
+        found = [next(asking) for _ in range(90)]
+    assert len({request.key for request, _ in found}) == 90 and len(stalled.asked) <= 3
+
+
+def test_servers_that_are_alike_share_the_requests():
+    scripts = [Script(delay=0.02) for _ in range(3)]
+    with serving(scripts[0]) as one, serving(scripts[1]) as two, serving(scripts[2]) as three:
+        endpoint(one, two, three, concurrency=6).ask_in_order([ask(str(n)) for n in range(90)])
+    assert all(15 <= len(script.asked) <= 45 for script in scripts)
+
+
 def test_a_server_that_refuses_the_key_is_dropped_and_the_other_answers_all():
     good, closed = Script(), Script(then="forbid")
     with serving(good) as one, serving(closed) as two:
@@ -165,11 +239,22 @@ def test_what_is_in_the_cache_is_not_asked_again(tmp_path):
     script = Script()
     with serving(script) as url:
         for _ in range(2):
-            found = endpoint(url, cache=ReplyCache(tmp_path / "replies.jsonl")).ask_in_order([ask("a"), ask("b")])
+            with closing(ReplyCache(tmp_path / "replies.jsonl")) as cache:
+                found = endpoint(url, cache=cache).ask_in_order([ask("a"), ask("b")])
             assert [reply.text for reply in found] == ["re: question a", "re: question b"]
     assert len(script.asked) == 2
-    assert ReplyCache(tmp_path / "replies.jsonl").get(ask("a", variant=1), "m") is None
-    assert ReplyCache(tmp_path / "replies.jsonl").get(ask("a"), "other") is None
+    cache = ReplyCache(tmp_path / "replies.jsonl")
+    assert cache.get(ask("a", variant=1), "m") is None and cache.get(ask("a"), "other") is None
+
+
+def test_two_at_one_cache_are_refused(tmp_path):
+    cache = ReplyCache(tmp_path / "replies.jsonl")
+    with pytest.raises(CheckpointError, match=rf"replies.jsonl: process {os.getpid()} on .* is writing it"):
+        ReplyCache(tmp_path / "replies.jsonl")
+    cache.close()
+    with pytest.raises(DataError, match="closed already"):
+        cache.put(ask("a"), "m", ChatReply((Choice("yes", "stop"),), 1, 1))
+    assert len(ReplyCache(tmp_path / "replies.jsonl")) == 0
 
 
 @pytest.mark.parametrize("then", ["answer", "refuse"])
@@ -193,6 +278,7 @@ def test_a_reply_that_finds_no_room_leaves_no_part_in_the_cache(tmp_path, monkey
         cache.put(ask("b"), "m", reply)
     monkeypatch.undo()
     cache.put(ask("c"), "m", reply)
+    cache.close()
     again = ReplyCache(tmp_path / "replies.jsonl")
     assert [again.get(ask(key), "m") for key in "abc"] == [reply, None, reply]
 
@@ -200,9 +286,11 @@ def test_a_reply_that_finds_no_room_leaves_no_part_in_the_cache(tmp_path, monkey
 def test_a_torn_last_line_of_the_cache_is_asked_again(tmp_path):
     file, script = tmp_path / "replies.jsonl", Script()
     with serving(script) as url:
-        endpoint(url, cache=ReplyCache(file), concurrency=1).ask_in_order([ask("a"), ask("b")])
+        with closing(endpoint(url, cache=ReplyCache(file), concurrency=1)) as asking:
+            asking.ask_in_order([ask("a"), ask("b")])
         os.truncate(file, file.stat().st_size - 9)
-        endpoint(url, cache=ReplyCache(file)).ask_in_order([ask("a"), ask("b")])
+        with closing(endpoint(url, cache=ReplyCache(file))) as asking:
+            asking.ask_in_order([ask("a"), ask("b")])
     assert len(script.asked) == 3 and len(ReplyCache(file)) == 2
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
@@ -212,14 +300,6 @@ def test_a_cache_that_is_something_else_is_refused(tmp_path):
     file.write_text('{"prompt": "x"}\n')
     with pytest.raises(DataError, match=r"replies.jsonl line 1: expected a kept reply"):
         ReplyCache(file)
-
-
-def test_a_cache_that_another_process_has_is_refused(tmp_path):
-    """Both would ask, and pay, for the same replies."""
-    refused = pytest.raises(DataError, match="another process is writing it")
-    with held_by_another(tmp_path / "replies.jsonl"), refused:
-        ReplyCache(tmp_path / "replies.jsonl")
-    ReplyCache(tmp_path / "replies.jsonl").close()
 
 
 def test_a_kill_loses_no_reply_that_was_given(tmp_path):
@@ -253,7 +333,7 @@ class TestBudget:
         budget, script = Budget(400, self.PRICES), Script(delay=0.01)
         replies = []
         with serving(script) as url, pytest.raises(BudgetSpentError, match="raise the budget and start again"):
-            for _, reply in endpoint(url, budget=budget, concurrency=16).ask(
+            for _, reply in endpoint(url, budget=budget, concurrency=16, timeout=30.0).ask(
                 ask(str(n), max_tokens=60) for n in range(99)
             ):
                 replies.append(reply)
@@ -271,6 +351,34 @@ class TestBudget:
             endpoint(url, budget=budget).ask_in_order([ask("a", max_tokens=60)])
         assert budget.spent == budget.most(ask("a", max_tokens=60))
 
+    def test_a_request_that_got_no_connection_costs_nothing(self):
+        budget = Budget(10_000, self.PRICES)
+        with socket.socket() as full:  # it takes no connection: its queue holds one, which is there
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            with socket.create_connection(full.getsockname()), socket.socket() as second:
+                second.setblocking(False)
+                second.connect_ex(full.getsockname())
+                url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+                (found,) = endpoint(url, budget=budget, tries=1, timeout=0.3).ask_in_order([ask("a", max_tokens=60)])
+        assert found.reason == "no connection in time" and budget.spent == 0
+
+    def test_what_floats_leave_over_keeps_nobody_waiting(self):
+        budget, said = Budget(1e6, Prices(0.0, 1e9 / 7)), []  # large sums leave more than small ones
+        reserved = [budget.reserve(ask("a", max_tokens=tokens)) for tokens in (1730, 789, 1553)]
+        for one in reserved:
+            budget.settle(one, None)
+
+        def reserve():
+            with pytest.raises(BudgetSpentError) as error:
+                budget.reserve(ask("a", max_tokens=9000))
+            said.append(str(error.value))
+
+        thread = threading.Thread(target=reserve, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert said and budget.spent == 0
+
     def test_it_needs_a_limit_on_the_answer(self):
         with serving(Script()) as url, pytest.raises(RecipeError, match="limit on the tokens"):
             endpoint(url, budget=Budget(1, self.PRICES)).ask_in_order([ask("a")])
@@ -285,8 +393,18 @@ class TestBudget:
 
 
 def test_an_address_that_is_none_is_refused():
-    with pytest.raises(RecipeError, match="no address of an endpoint"):
-        Endpoint("localhost:8000", "m")
+    for address in ("localhost:8000", "http://", "http://here:port/v1", "http://here:99999/v1", "ftp://here/v1"):
+        with pytest.raises(RecipeError, match=f"'{address}' is no address of an endpoint"):
+            Endpoint(address, "m")
+
+
+def test_an_address_holds_no_password_and_ends_with_its_path():
+    with pytest.raises(RecipeError, match=r"at 'here' has a user or a password in it") as error:
+        Endpoint("https://me:pass-7@here/v1", "m")
+    assert "pass-7" not in str(error.value)
+    with pytest.raises(RecipeError, match=r"'http://here:8000/v1\?\.\.\.': .* Leave out what follows") as error:
+        Endpoint("http://here:8000/v1?api-key=pass-7", "m")
+    assert "pass-7" not in str(error.value)
 
 
 def test_who_stops_early_does_not_wait_for_a_silent_server():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +19,7 @@ def run(folder, share, settings=SETTINGS, chunks=99):
     made = journal.left()[:chunks]
     for numbers in made:
         journal.append([{"number": number, "text": f"naïve\n{number}"} for number in numbers])
+    journal.close()
     return made
 
 
@@ -58,6 +61,28 @@ def test_another_setting_is_refused_with_the_difference(tmp_path):
         run(tmp_path, Share(4, 2), {**SETTINGS, "temperature": 0.7})
     with pytest.raises(CheckpointError, match=r"top_p was None and is 1"):
         run(tmp_path, Share(4, 2), {**SETTINGS, "top_p": 1})
+
+
+def test_a_second_process_is_told_who_has_the_journal(tmp_path):
+    """Without a lock the rows of both would be mixed, and the merge would take them."""
+    program = """
+import sys, time
+from pathlib import Path
+from preftune.onpolicy.journal import Journal, Share
+journal = Journal(Path(sys.argv[1]), {}, Share(4, 2))
+print("open", flush=True)
+time.sleep(60)
+"""
+    child = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "open\n"
+        with pytest.raises(CheckpointError, match=rf"rank-0-of-1.jsonl: process {child.pid} on .* is writing it"):
+            Journal(tmp_path, {}, Share(4, 2))
+    finally:
+        child.kill()
+        child.communicate()
+    run(tmp_path, Share(4, 2), {})  # the lock went with its process
+    assert len(read_items(tmp_path, 4, 2, 1)) == 4
 
 
 def test_another_number_of_processes_is_refused(tmp_path):

@@ -131,5 +131,29 @@ def test_a_budget_stops_the_job_and_it_goes_on_without_asking_twice(annotate, mo
     assert code == 0 and len(script.asked) == 5 and len(read(output)) == 2
 
 
+def test_a_judge_that_is_down_stops_the_job(annotate, monkeypatch, capsys):
+    monkeypatch.setattr(server, "answer_to", lambda body: "[[7]]")
+    script = Script(then="fail")
+    with serving(script) as address:
+        code, output = annotate(address, "--tries", "1")
+        assert code == 1 and "No server has answered" in capsys.readouterr().err and not output.exists()
+        script.then = "answer"
+        code, output = annotate(address)
+    assert code == 0 and [row["scores"] for row in read(output)] == [[7, 7], [7, 7, 7]]
+
+
+def test_each_of_several_processes_has_its_part_of_the_budget(annotate, monkeypatch, capsys):
+    monkeypatch.setattr(server, "answer_to", lambda body: "[[7]]")
+    prices = ["--price-in", "0", "--price-out", "1000", "--judge-tokens", "100", "--concurrency", "1"]
+    script = Script()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with serving(script) as address:
+        code, _ = annotate(address, *prices, "--chunk", "2", "--budget", "0.222")
+    said = capsys.readouterr().err
+    assert code == 1 and "0.0" in said and "of 0.111" in said and 0 < len(script.asked) < 5
+    assert "Each of the 2 processes may spend 0.111 of the budget of 0.222" in said
+
+
 def test_an_answer_that_holds_a_placeholder_is_shown_as_it_is():
     assert "<answer>\n{prompt} {b}\n</answer>" in _fill(RATING, prompt="{a}", a="{prompt} {b}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from datasets import load_dataset, load_from_disk
@@ -159,6 +160,43 @@ def test_a_second_call_replaces_the_files_of_the_first(many, tmp_path):
     make_pairs(many, tmp_path / "pairs", test_share=0)
     assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == ["pairs-report.json", "train.jsonl"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many.jsonl", "pairs"]
+
+
+@pytest.mark.parametrize("output", ["pairs", "pairs.jsonl"])
+def test_files_with_names_like_ours_beside_the_output_are_left_alone(many, tmp_path, output):
+    (tmp_path / f"{output}.old").mkdir()
+    mine = [tmp_path / f"{output}.old" / "precious.txt", tmp_path / f"{output}.part"]
+    for file in mine:
+        file.write_text("mine")
+    before = {path.name for path in tmp_path.iterdir()}
+    for _ in range(2):
+        make_pairs(many, tmp_path / output, test_share=0)
+        assert [file.read_text() for file in mine] == ["mine", "mine"]
+    made = {output} if output == "pairs" else {output, f"{output}.report"}
+    assert {path.name for path in tmp_path.iterdir()} == before | made
+
+
+@pytest.mark.parametrize("there", ["out.jsonl", "out.jsonl.report"])
+def test_a_single_file_that_pairs_has_not_written_is_not_replaced(many, tmp_path, there):
+    (tmp_path / there).write_text('{"prompt": "mine"}\n')
+    with pytest.raises(DataError, match=f"{there}: .*Give another --output"):
+        make_pairs(many, tmp_path / "out.jsonl", test_share=0)
+    assert (tmp_path / there).read_text() == '{"prompt": "mine"}\n' and not list(tmp_path.glob(".out*"))
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(many, tmp_path, monkeypatch):
+    make_pairs(many, tmp_path / "pairs", test_share=0)
+    replace = Path.replace
+
+    def fail(path, target):
+        if path.name == "new":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(DataError, match="No space left"):
+        make_pairs(many, tmp_path / "pairs", test_share=0.3)
+    assert sorted(path.name for path in (tmp_path / "pairs").iterdir()) == ["pairs-report.json", "train.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,42 @@ def test_with_a_tokenizer_the_ids_of_training_are_sent(chat_model, prompts, tmp_
 
 
 def test_a_prompt_that_the_server_refuses_is_recorded_and_the_rest_goes_on(prompts, tmp_path):
-    with serving(Script("refuse")) as url:
+    with serving(Script("refuse", "refuse")) as url:
         assert sample(url, prompts, tmp_path / "out.jsonl", "--concurrency", "1") == 0
 
     assert len(read_rows(tmp_path / "out.jsonl")) == 6
     (failed,) = read_rows(tmp_path / "out.failed.jsonl")
-    assert "too long" in failed["error"]
+    assert failed["error"] == "seed 3: status 400: too long (1 tries)"
+
+
+def test_a_seed_that_fails_takes_no_other_answer_with_it(prompts, tmp_path, capsys):
+    with serving(Script("refuse")) as url:
+        assert sample(url, prompts, tmp_path / "out.jsonl", "--concurrency", "1", "--chunk", "2") == 0
+
+    first, *others = read_rows(tmp_path / "out.jsonl")
+    assert first["responses"] == ["re: Where is Rome?"] and first["sampled"]["seeds"] == [4]
+    assert first["sampled"]["failed"] == [{"seed": 3, "error": "status 400: too long (1 tries)"}]
+    assert len(others) == 6 and not any("failed" in row["sampled"] for row in others)
+    assert not (tmp_path / "out.failed.jsonl").exists()
+    assert "1 answers to other prompts failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answered", [0, 1, 6])
+def test_a_server_that_is_down_stops_the_job_which_then_goes_on(prompts, tmp_path, capsys, answered, monkeypatch):
+    """Else what it would have answered is a failure for good."""
+    monkeypatch.setattr("preftune.onpolicy.remote.SILENT", 4)
+    script = Script(*["answer"] * answered, then="fail")
+    words = ["--concurrency", "1", "--chunk", "3", "--tries", "1"]
+    with serving(script) as url:
+        assert sample(url, prompts, tmp_path / "out.jsonl", *words) == 1
+        assert "No server has answered " in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+        script.then = "answer"
+        script.asked.clear()
+
+        assert sample(url, prompts, tmp_path / "out.jsonl", *words) == 0
+
+    assert len(script.asked) == 14 - answered
+    assert [row["responses"] for row in read_rows(tmp_path / "out.jsonl")] == [[f"re: {q}"] * 2 for q in QUESTIONS]
 
 
 def test_a_job_whose_server_goes_away_asks_only_for_the_rest_when_it_goes_on(prompts, tmp_path, capsys):

@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
-from preftune.errors import CheckpointError, RecipeError, TrainingError
+from preftune.errors import RecipeError
 from preftune.onpolicy.plan import load_plan
-from preftune.onpolicy.rounds import Step, _Record, flags, steps, table
+from preftune.onpolicy.rounds import _row, flags, steps, table
 
 GIVEN = {
     "model_name_or_path": "start",
@@ -43,7 +43,7 @@ def test_a_round_is_sample_annotate_pairs_train_and_a_measure(plan_of, tmp_path)
     assert " ".join(sample).endswith("--max-tokens 64 --seeds 1 2 --temperature 0.5")
     assert annotate[-2:] == ("--reward-model", "reward")
     assert fresh[1] == str(folder / "model") and " ".join(fresh).endswith("--max-tokens 64 --seeds 1 --temperature 0.5")
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe = yaml.safe_load(found[3].recipe)
     assert recipe["model_name_or_path"] == before and float(recipe["learning_rate"]) == 3e-7
     assert recipe["dataset"] == str(folder / "pairs/train.jsonl") and "eval_dataset" not in recipe
     assert train == ("train", str(folder / "recipe.yaml"), "resume_from_checkpoint=auto")
@@ -61,6 +61,9 @@ def test_the_start_is_only_measured(plan_of, tmp_path):
         ({"model": "x"}, "'model' is not a key of an on-policy recipe"),
         ({"round": 3}, "did you mean 'rounds'?"),
         ({"rounds": 0}, "'rounds' must be a whole number of at least 1, found 0"),
+        ({"prompts": 5}, "'prompts' must be a file or a list of files, found 5"),
+        ({"eval_prompts": {"a": "b"}}, "'eval_prompts' must be a file or a list of files, found {'a': 'b'}"),
+        ({"prompts": ["a.jsonl", None]}, "'prompts' must be a file or a list of files, found ['a.jsonl', None]"),
         ({"sample": "fast"}, "'sample' must be a map of settings, found 'fast'"),
         ({"train": {"dataset": "x.jsonl"}}, "'train.dataset' is set by the chain itself"),
         ({"pairs": {"output": "x"}}, "'pairs.output' is set by the chain itself"),
@@ -77,23 +80,25 @@ def test_options_become_flags():
     assert words == ["--max-tokens", "5", "--seeds", "1", "2", "--trust-remote-code"]
 
 
-def test_a_step_that_is_done_is_not_done_again_and_another_command_is_refused(tmp_path):
-    record = _Record(tmp_path / "steps.json")
-    record.do(Step("round-1 pairs", ("presets",)), 1)
-    seconds = json.loads((tmp_path / "steps.json").read_text())["round-1 pairs"]["seconds"]
-    _Record(tmp_path / "steps.json").do(Step("round-1 pairs", ("presets",)), 1)
-    assert json.loads((tmp_path / "steps.json").read_text())["round-1 pairs"]["seconds"] == seconds
-    with pytest.raises(CheckpointError, match="was done by `preftune presets`, and would be `preftune objectives` now"):
-        _Record(tmp_path / "steps.json").do(Step("round-1 pairs", ("objectives",)), 1)
-
-
-def test_a_step_that_fails_names_itself(tmp_path):
-    with pytest.raises(TrainingError, match=r"'round-1 train' ended with exit code 2.*preftune train no-such.yaml"):
-        _Record(tmp_path / "steps.json").do(Step("round-1 train", ("train", "no-such.yaml")), 1)
-
-
 def test_the_table_shows_each_round():
     start = {"round": 0, "reward": 0.5, "tokens": 20.0, "answers": 9, "over_start": 0.5}
     last = {**start, "round": 1, "reward": 0.75, "over_start": 0.8, "pairs": 7, "accuracy": None}
     lines = table([start, last]).splitlines()
     assert lines[2] == "| start | 0.5 |  | 20.0 | 9 |  |  |" and lines[3] == "| 1 | 0.75 | 80.0% | 20.0 | 9 | 7 |  |"
+
+
+def test_what_is_not_known_is_an_empty_cell(tmp_path, caplog):
+    """A ranker has nothing to compare one answer with; a server need not count tokens."""
+    row = {"prompt_id": "a", "scores": [None], "sampled": {"tokens": [None]}}
+    for name, scores in {"start": [2.0], "round-1": [None]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "fresh-scored.jsonl").write_text(json.dumps({**row, "scores": scores}) + "\n")
+    start = _row(tmp_path / "start", 0, tmp_path / "start")
+    (tmp_path / "round-1" / "pairs").mkdir()
+    (tmp_path / "round-1" / "pairs" / "pairs-report.json").write_text('{"kept": 7}')
+    (tmp_path / "round-1" / "model").mkdir()
+    (tmp_path / "round-1" / "model" / "summary.json").write_text('{"metrics": {}}')
+    last = _row(tmp_path / "round-1", 1, tmp_path / "start")
+    assert (start["reward"], last["reward"], last["over_start"], last["tokens"]) == (2.0, None, None, None)
+    assert table([start, last]).splitlines()[2:] == ["| start | 2 |  |  | 1 |  |  |", "| 1 |  |  |  | 1 | 7 |  |"]
+    assert "round-1: no fresh answer has a score" in caplog.text

@@ -93,6 +93,20 @@ def test_a_finished_chain_is_not_done_again(work, whole):
     assert time.monotonic() - started < 30
 
 
+def test_a_sigterm_while_it_trains_saves_and_the_same_command_goes_on(work, whole):
+    process, log = start(work, "stopped"), work / "stopped/round-1/model/log.jsonl"
+    while not log.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # to the chain alone
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, said[-3000:]
+    assert "Interrupted: saved; go on with" in said and "round-1 fresh" not in said
+    assert "Interrupted: in the step 'round-1 train'" in said
+    finish(start(work, "stopped"))
+    one, other = (load_file(work / name / "round-1/model/model.safetensors") for name in ("whole", "stopped"))
+    assert all(one[key].equal(other[key]) for key in one)
+
+
 def test_kill_9_in_every_step_changes_no_file(work, whole):
     """Each start is killed a moment into the step that it is at, and once in each."""
     killed = set()

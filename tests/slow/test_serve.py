@@ -107,7 +107,7 @@ def test_malformed_huge_and_slow_requests_leave_it_alive(running):
         assert silent.recv(4096) == b""
     junk = random.Random(3).randbytes(4000)
     with socket.create_connection(("127.0.0.1", port), timeout=30) as noise:
-        noise.sendall(junk)
+        noise.sendall(junk + b"\r\n\r\n")
         assert noise.recv(4096).startswith(b"HTTP/1.1 400")
 
     assert running.client().completions.create(model="stories260K-llama", prompt="a", max_tokens=2).choices

@@ -59,6 +59,11 @@ class JudgedReward:
             logger.warning("%s. They are worth the mean of the others.", said)
         return [sum(known) / len(known) if rating is None else rating for rating in ratings]
 
+    def close(self) -> None:
+        """Let others have the file of replies; a further question opens it again."""
+        self.endpoint.close()
+        self.endpoint.cache = None
+
 
 def _reason(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):

@@ -28,6 +28,7 @@ from preftune.train.checkpoint import LOG, open_run, resolve_resume, step_of
 from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
 from preftune.train.models import check_fits
+from preftune.train.ppo.judged import JudgedReward
 from preftune.train.ppo.loop import PPOTrainer
 from preftune.train.ppo.models import Models, load_models
 from preftune.train.ppo.prompts import Prompt, load_prompts
@@ -95,6 +96,8 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
     finally:
         progress.close()
         interrupt.close()
+        if isinstance(models.reward, JudgedReward):
+            models.reward.close()
     loop = time.perf_counter() - loop
     if interrupt.asked and state.global_step < state.max_steps:
         again = f"preftune train {folder}/recipe.yaml resume_from_checkpoint=true"
