@@ -27,10 +27,12 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.prompt is not None and not options.prompt.strip():
+        parser.error("--prompt is empty")
     if options.input is not None and options.output is None:
         parser.error("--input needs --output OUT.jsonl")
     from preftune.serve.chat import Sampling, open_chat
-    from preftune.serve.terminal import cleaned
+    from preftune.serve.terminal import answer_prompt
 
     chat = open_chat(
         options.model,
@@ -46,8 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         allow_pickle=options.allow_pickle,
     )
     if options.prompt is not None:
-        chat.ask(cleaned(options.prompt), lambda piece: print(piece, end="", flush=True))
-        print()
+        answer_prompt(chat, options.prompt)
         return 0
     from preftune.serve.infer import infer_file
 

@@ -97,9 +97,16 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
 
 
+def _tempered(logits: Tensor, rows: Sequence[Drawing]) -> Tensor:
+    """Logits below their largest by the temperature, whatever that is: 0 / 1e-40 is 0, and -inf / 1e300 is -inf."""
+    limits = torch.finfo(torch.float32)
+    temperature = _column([row.sampling.temperature for row in rows], logits).clamp(limits.tiny, limits.max)
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
 def _draw_free(logits: Tensor, rows: Sequence[Drawing]) -> Tensor:
     """Tokens (B,) of rows without a top_k."""
-    probs = (logits / _column([row.sampling.temperature for row in rows], logits)).softmax(dim=-1)
+    probs = _tempered(logits, rows).softmax(dim=-1)
     tokens = _invert(probs, [row.draw() for row in rows])
     top_p = _column([row.sampling.top_p for row in rows], logits)
     for _ in range(PATIENCE):
@@ -121,7 +128,7 @@ def _draw_limited(logits: Tensor, rows: Sequence[Drawing]) -> Tensor:
     limits = [min(row.sampling.top_k, logits.shape[1]) for row in rows]
     best, ids = logits.topk(max(limits), dim=-1)
     beyond = torch.arange(best.shape[1], device=best.device) >= torch.tensor(limits, device=best.device)[:, None]
-    best = (best / _column([row.sampling.temperature for row in rows], logits)).masked_fill(beyond, -torch.inf)
+    best = _tempered(best, rows).masked_fill(beyond, -torch.inf)
     return _from_ordered(best.softmax(dim=-1), ids, rows)
 
 

@@ -33,6 +33,8 @@ def model_folder(folder: Path) -> Path:
     Raises:
         ModelError: there is no model.
     """
+    if folder.is_file():
+        raise ModelError(f"'{folder}' is a file; give the folder that holds config.json and the weights.")
     if not folder.is_dir():
         raise ModelError(f"The folder '{folder}' does not exist. 'preftune demo' makes one: runs/demo.")
     if _holds_model(folder):

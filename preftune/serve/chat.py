@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
@@ -27,6 +27,7 @@ __all__ = ["Chat", "Sampling", "model_folder", "open_chat", "trained_system"]
 log = logging.getLogger(__name__)
 Say = Callable[[str], Any]
 HALF = "\ufffd"  # what half a character is decoded to
+COLDEST = 1e-5  # a temperature below it leaves the likeliest token alone, and divides logits beyond float32
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Sampling:
     def to_generate(self) -> dict[str, Any]:
         """As `model.generate` takes it."""
         common = {"repetition_penalty": self.repetition_penalty}
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         drawn = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return {**common, **drawn}
@@ -89,18 +90,19 @@ class Chat:
         Ctrl-C ends the answer there: what has been said stays in the conversation.
 
         Raises:
-            ModelError: the question is longer than the model's context.
+            ModelError: the question is longer than the model's context, or its logits are not finite.
             DataError: the chat template refuses the conversation.
         """
         if not self.history:
             self.reset()
+        before = list(self.turns)
         self.turns.append(Message("user", question))
         try:
             ids, room = self.fitting_prompt()
-        except Exception:
-            del self.turns[-1:]  # a question that was never asked
+            answer = self._generate(ids, min(self.sampling.max_tokens, room), say).strip()
+        except BaseException:
+            self.turns[:] = before  # a question without an answer; what was forgotten for it is known again
             raise
-        answer = self._generate(ids, min(self.sampling.max_tokens, room), say).strip()
         self.turns.append(Message("assistant", answer))
         self.asked += 1
         return answer
@@ -114,7 +116,7 @@ class Chat:
         prompt = torch.tensor([ids], device=self.model.device)
         ends, speaker = list(ending_ids(self.model, self.format)), _Speaker(self.format.tokenizer, say)
         if self.sampling.seed is not None:
-            set_seed(self.sampling.seed + self.asked)
+            set_seed((self.sampling.seed + self.asked) % 2**32)  # what numpy takes
         try:
             with torch.inference_mode():
                 output = self.model.generate(
@@ -124,6 +126,7 @@ class Chat:
                     eos_token_id=ends,
                     pad_token_id=ends[0],
                     streamer=speaker,
+                    logits_processor=LogitsProcessorList([_Finite()]),
                     **self.sampling.to_generate(),
                 )
         except KeyboardInterrupt:
@@ -149,6 +152,15 @@ class Chat:
         return self.format.prompt_ids([[*opening, *self.turns]])[0]
 
 
+class _Finite(LogitsProcessor):
+    """Stops at logits that are no numbers: greedy decoding would write the first token of the vocabulary."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not bool(scores.amax(dim=-1).isfinite().all()):
+            raise ModelError("The model's logits are not finite numbers. Check its weights, or load it in float32.")
+        return scores
+
+
 class _Speaker(BaseStreamer):
     """Hands text on token by token; half a character waits for its other half."""
 
@@ -166,8 +178,9 @@ class _Speaker(BaseStreamer):
         text = self._text()
         if not text.endswith(HALF):
             self._hand_on(text)
-        if text.endswith("\n"):  # what follows a line end is decoded by itself, so that a long answer stays quick
-            self.ids, self.shown = [], 0
+        if text.endswith("\n"):  # what follows is decoded with the line end alone, so that a long answer stays quick
+            self.ids = self.ids[-1:]  # not by itself: some tokenizers drop the space that a text begins with
+            self.shown = len(self._text())
 
     def end(self) -> None:
         self._hand_on(self._text())

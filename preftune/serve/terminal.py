@@ -11,12 +11,17 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
 
 from preftune.errors import PreftuneError
 from preftune.serve.chat import Chat, Sampling
@@ -34,13 +39,15 @@ A question of several lines stands between two lines of \"\"\". Ctrl-C ends an a
 // at the start asks about a /."""
 COMMANDS = ("/help", "/reset", "/system", "/set", "/save", "/exit")
 BLOCK = '"""'
+WIDE = 100  # columns of a terminal from which two answers stand side by side
 
 
 class Terminal:
     """Reads questions and commands, and shows the answers of one model or of several.
 
     Args:
-        chats: the conversations; every question goes to each, one after the other.
+        chats: the conversations; every question goes to each, one after the other. Two stand side by side where
+            the terminal is wide enough.
         plain: print answers as they are, not as Markdown.
     """
 
@@ -87,6 +94,9 @@ class Terminal:
                 yield text
 
     def _ask(self, question: str) -> None:
+        if len(self.chats) == 2 and not self.plain and self.console.width >= WIDE:
+            self._ask_side_by_side(question)
+            return
         for chat in self.chats:
             if len(self.chats) > 1:
                 self.console.rule(printable(chat.name), style="dim", align="left")
@@ -94,6 +104,32 @@ class Terminal:
                 self._answer(chat, question)
             except PreftuneError as error:
                 self._say(f"{type(error).__name__}: {error}")
+
+    def _ask_side_by_side(self, question: str) -> None:
+        """Two columns: plain text while the answers come, one after the other, and Markdown at the end."""
+        texts = ["" for _ in self.chats]
+        with Live(console=self.console, transient=True, auto_refresh=False, vertical_overflow="crop") as live:
+            for number, chat in enumerate(self.chats):
+
+                def say(piece: str, number: int = number) -> None:
+                    texts[number] += printable(piece)
+                    live.update(self._columns([Text(self._last_lines(text)) for text in texts]), refresh=True)
+
+                try:
+                    chat.ask(question, say)
+                except PreftuneError as error:
+                    texts[number] = f"{type(error).__name__}: {error}"
+        self.console.print(self._columns([Markdown(text) for text in texts]))
+
+    def _columns(self, contents: Sequence[RenderableType]) -> Table:
+        table = Table(box=SIMPLE_HEAD, expand=True, padding=(0, 1))
+        for chat in self.chats:
+            table.add_column(Text(printable(chat.name)), ratio=1, overflow="fold")
+        table.add_row(*contents)
+        return table
+
+    def _last_lines(self, text: str) -> str:
+        return "\n".join(text.splitlines()[-max(self.console.height - 5, 1) :])
 
     def _answer(self, chat: Chat, question: str) -> None:
         if self.plain:
@@ -182,11 +218,17 @@ def save(chats: Sequence[Chat], name: str) -> str:
         return f"'{path}' exists already, and is left as it is. Give another name."
     rows = [{"messages": chat.messages(), "model": chat.name} for chat in chats]
     try:
-        with path.open("a" if path.suffix == ".jsonl" else "x", encoding="utf-8") as file:
-            file.write(_written(rows, path.suffix))
+        with path.open("a+" if path.suffix == ".jsonl" else "x", encoding="utf-8") as file:
+            file.write(("\n" if _lacks_line_end(path) else "") + _written(rows, path.suffix))
     except OSError as cause:
         return f"'{path}' could not be written: {cause.strerror or cause}."
     return f"Saved in {path}."
+
+
+def _lacks_line_end(path: Path) -> bool:
+    """Whether a row that is added would go on with the last line."""
+    data = path.read_bytes()
+    return bool(data) and not data.endswith(b"\n")
 
 
 def _written(rows: list[dict[str, Any]], suffix: str) -> str:
@@ -214,16 +256,38 @@ def answer_pipe(chats: Sequence[Chat], *, whole: bool = False) -> None:
     """
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # what is no UTF-8 is a question mark, and no traceback
-    try:
+    with _until_nobody_reads():
         for line in [sys.stdin.read()] if whole else sys.stdin:
             if question := cleaned(line):
                 for chat in chats:
                     if len(chats) > 1:
                         print(f"{chat.name}: ", end="")
-                    chat.ask(question, lambda piece: print(piece, end="", flush=True))
-                    print(flush=True)
+                    _print_answer(chat, question)
+
+
+def answer_prompt(chat: Chat, question: str) -> None:
+    """Answer one question on the standard output.
+
+    Raises:
+        PreftuneError: it cannot be asked.
+    """
+    with _until_nobody_reads():
+        _print_answer(chat, cleaned(question))
+
+
+@contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:  # whoever read the answers has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_answer(chat: Chat, question: str) -> None:
+    """Piece by piece; a terminal gets nothing that steers it."""
+    shown = printable if sys.stdout.isatty() else str
+    chat.ask(question, lambda piece: print(shown(piece), end="", flush=True))
+    print(flush=True)
 
 
 def cleaned(text: str) -> str:

@@ -21,7 +21,7 @@ from preftune.cli.main import main
 from preftune.data.chat import read_chat_format
 from preftune.errors import ModelError
 from preftune.model.load import load_model, load_tokenizer
-from preftune.serve.chat import Chat, Sampling, open_chat
+from preftune.serve.chat import Chat, Sampling, _Speaker, open_chat
 from preftune.serve.markdown import MarkdownStream, printable, whole_blocks
 from preftune.serve.terminal import Terminal, save, set_sampling
 from tests.data.conftest import find_data_folder
@@ -142,11 +142,61 @@ def test_ctrl_c_ends_an_answer_and_keeps_what_was_said(chat):
     assert [turn.role for turn in chat.turns] == ["user", "assistant"]
 
 
-def test_a_question_that_cannot_be_asked_is_not_part_of_the_conversation(chat):
+def test_a_question_that_cannot_be_asked_changes_nothing_of_the_conversation(chat):
     chat.ask("one")
+    before = list(chat.turns)
     with pytest.raises(ModelError, match="Ask a shorter one"):
         chat.ask("x" * 300)
-    assert [turn.content for turn in chat.turns if turn.role == "user"] in ([], ["one"])
+    assert chat.turns == before
+    with torch.no_grad(), pytest.raises(ModelError, match="logits are not finite"):
+        chat.model.lm_head.weight.fill_(float("nan"))
+        chat.ask("two")
+    assert chat.turns == before
+
+
+def test_a_temperature_of_almost_nothing_and_a_seed_of_any_size_are_taken(chat):
+    greedy = chat.ask("one")
+    chat.reset()
+    chat.sampling = Sampling(temperature=1e-40, max_tokens=5, seed=2**70)
+    assert chat.ask("one") == greedy
+
+
+def test_the_space_at_the_start_of_a_line_is_streamed():
+    """Tokenizers after sentencepiece drop the space that a text begins with."""
+    folder = find_data_folder() / "tokenizers/phi3"
+    tokenizer = load_tokenizer(str(folder))
+    text = "one\n   - two\n\tthree\n  四😀\n"
+    said = []
+    speaker = _Speaker(tokenizer, said.append)
+    speaker.put(torch.tensor([[1]]))
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        speaker.put(torch.tensor([token]))
+    speaker.end()
+    assert "".join(said) == text
+
+
+def test_two_answers_stand_side_by_side_on_a_wide_terminal(chat):
+    other = Chat(chat.model, chat.format, sampling=chat.sampling, name="other")
+    for width, together in ((120, True), (80, False)):
+        terminal, drawn = Terminal([chat, other]), io.StringIO()
+        terminal.console = Console(file=drawn, force_terminal=True, width=width, height=30, highlight=False)
+        terminal.plain = False
+        terminal._ask("one")
+        final = ESCAPES.sub("", drawn.getvalue()).splitlines()
+        assert any(line.split() == ["m", "other"] for line in final) is together
+    with torch.no_grad():
+        chat.model.lm_head.weight.fill_(float("nan"))
+    terminal.console = Console(file=drawn, force_terminal=True, width=120, height=30, highlight=False)
+    terminal._ask("one")
+    assert drawn.getvalue().count("ModelError") == 2
+
+
+def test_a_saved_row_stands_on_a_line_of_its_own(chat, tmp_path):
+    chat.ask("one")
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}')
+    save([chat], str(file))
+    assert [list(json.loads(line)) for line in file.read_text().splitlines()] == [["a"], ["messages", "model"]]
 
 
 def test_the_same_seed_gives_both_models_the_same_draws(models, capsys, monkeypatch):

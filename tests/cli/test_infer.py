@@ -113,6 +113,11 @@ def test_two_processes_do_not_write_one_output(models, work, capsys):
     assert infer(models[0]) == 0 and len(rows()) == len(QUESTIONS)
 
 
+def test_an_empty_prompt_is_refused_as_in_a_file(models, capsys):
+    assert main(["infer", str(models[0]), "--prompt", " "]) == 2
+    assert "--prompt is empty" in capsys.readouterr().err
+
+
 def test_a_finished_file_is_left_as_it_is(models, work, capsys):
     assert infer(models[0]) == 0
     before = Path("out.jsonl").read_bytes()
