@@ -21,7 +21,7 @@ from preftune.model.sharding import own_piece
 from preftune.recipe import Recipe
 from preftune.train.arguments import default_micro_batch_tokens
 from preftune.train.budget import GIB, MARGIN, engine_of, free_gib
-from preftune.train.memory import RunMemory
+from preftune.train.memory import RunMemory, fewest_layers
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,6 @@ def taken_by(recipe: Recipe, config: Any, tokens: int, engine: Engine, device: s
         return run.estimate(tokens, engine, device=device).total
 
     return taken
-
-
-def fewest_layers(taken: Callable[[int], float], limit: float, layers: int) -> int:
-    """The fewest layers with which a run takes no more than `limit`; all where that is still too much."""
-    return next((count for count in range(layers) if taken(count) <= limit), layers)
 
 
 def _bytes_on(model: Any, device: str) -> int:

@@ -90,6 +90,11 @@ class RunMemory:
         )
 
 
+def fewest_layers(taken: Callable[[int], float], limit: float, layers: int) -> int:
+    """The fewest layers with which a run takes no more than `limit`; all where that is still too much."""
+    return next((count for count in range(layers) if taken(count) <= limit), layers)
+
+
 def largest_budget(taken: Callable[[int], float], limit: float, least: int, most: int) -> int | None:
     """The most tokens, from `least` to `most`, that take no more than `limit`; None where none do.
 

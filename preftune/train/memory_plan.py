@@ -24,8 +24,15 @@ from preftune.model.shapes import published_config
 from preftune.objectives.base import Reads
 from preftune.recipe import Recipe, resolve_batch
 from preftune.train.arguments import default_micro_batch_tokens_of
-from preftune.train.checkpointing import fewest_layers
-from preftune.train.memory import RunMemory, checkpointed, checkpoints, largest_budget, live_reference, syncs_each_batch
+from preftune.train.memory import (
+    RunMemory,
+    checkpointed,
+    checkpoints,
+    fewest_layers,
+    largest_budget,
+    live_reference,
+    syncs_each_batch,
+)
 from preftune.types import Layout
 
 ENGINES = {"one": "one process", "ddp": "DDP", "fsdp": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
