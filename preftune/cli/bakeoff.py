@@ -31,12 +31,15 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.jobs < 1:
         raise RecipeError(f"--jobs {options.jobs}: give the number of runs at a time, at least 1.")
-    settings = settings_of(options.methods or METHODS, read_grid(options.tries), options.search)
+    methods = tuple(dict.fromkeys(options.methods or METHODS))
+    settings = settings_of(methods, read_grid(options.tries), options.search)
     folder = Path(options.output or f"runs/bakeoff-{Path(options.recipe).stem}")
     rewarded = ("reward",) if options.reward_model else ()
     measures = dict.fromkeys((options.measure, "accuracy", "likelihood", *rewarded, "health"))
-    if "sft" in (options.methods or METHODS):
-        measures.pop("accuracy")  # which has no implicit reward
+    if "sft" in methods:  # which has no implicit reward
+        if options.measure == "accuracy":
+            raise RecipeError("--measure accuracy: SFT has no implicit reward. Leave sft out of --methods.")
+        measures.pop("accuracy")
     plan = Plan(
         recipe=base_recipe(Path(options.recipe), folder),
         overrides=tuple(options.settings),

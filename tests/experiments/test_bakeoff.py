@@ -35,6 +35,11 @@ def test_an_unknown_method_is_refused(recipe, tmp_path, capsys):
     assert "did you mean 'simpo'" in capsys.readouterr().err
 
 
+def test_accuracy_does_not_rank_sft(recipe, tmp_path, capsys):
+    assert main(["bakeoff", str(recipe), "--measure", "accuracy", "--output", str(tmp_path / "out")]) == 2
+    assert "Leave sft out" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_three_methods_are_measured_alike(recipe, tmp_path, capsys):
     words = ["bakeoff", str(recipe), "watch=false", "--methods", "sft", "kto", "simpo", "--max-tokens", "8"]
