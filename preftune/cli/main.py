@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "train": "train by a recipe",
     "check": "look at the data of a run before it starts: mapping, lengths, cuts, cost",
     "plan": "what a run takes of each device's memory, and what fits",
+    "schema": "the keys of a recipe as a JSON schema, for editors",
     "presets": "list the published settings that `train --preset` runs",
     "rlhf": "train by the flags of the published rlhf commands (short: simpo dpo kto cpo orpo rm ppo)",
     "sft": "the same for supervised fine-tuning",
