@@ -1,7 +1,7 @@
 """Products of few rows with wide matrices, on a CPU.
 
 A step of writing multiplies 1 to 8 rows with every matrix, which should take as long as reading the matrix. MKL's
-`x @ W.T` is far from that where W (out, in) is wide: `W @ x.T` is up to five times as fast for 2 rows, and 1.4 times for
+`x @ W.T` is far from that where W (out, in) is wide: `W @ x.T` is up to 5 times as fast for 2 rows, and 1.4 times for
 8 (float32, AMD EPYC); one row is quicker as two.
 """
 
@@ -34,7 +34,7 @@ class FewRows:
         """Put it in place for a pass of this many rows in all, where it pays."""
         layers = [layer for layer in self.layers if "forward" not in vars(layer)] if rows <= MOST else []
         for layer in layers:
-            layer.forward = partial(_forward, layer)
+            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
         try:
             yield
         finally:
