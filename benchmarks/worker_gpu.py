@@ -3,7 +3,7 @@
     {"op": "step", "pairs": [...]}        seconds, loss and peak memory of one optimizer step
     {"op": "phases", "pairs": [...],      its phases (phases.py), and on a GPU a memory snapshot into the file
      "snapshot": file or null}            for pytorch.org/memory_viz
-    {"op": "profile", "pairs": [...]}     its kernels (kernels.py)
+    {"op": "profile", "pairs": [...]}     its kernels (device_kernels.py)
     {"op": "rate", "size": n}             FLOPs a second of a bare product of n x n matrices in this precision
     {"op": "causality"}                   verdicts on the attention backends (causality.py)
 
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import phases
 import protocol
 import torch
+from device_kernels import profile_step
 from gpu_designs import DTYPES, OPTIMIZERS, GpuDesign, Options
-from kernels import profile_step
 from shapes import Shape
 from workload import from_json
 

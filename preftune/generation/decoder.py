@@ -21,6 +21,7 @@ from torch import Tensor
 
 from preftune.generation.attention import NAME, Reading, Writing
 from preftune.generation.cells import Cells
+from preftune.generation.few_rows import FewRows
 from preftune.model.policy import attention, obstacle_to_own_attention, some_ids, tolerance_of
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class SharedDecoder:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.cells = Cells()
+        self.few_rows = FewRows(model)
         self.layers_served = 0  # of the last pass
 
     def read(self, prompts: Sequence[list[int]]) -> Tensor:
@@ -71,7 +73,8 @@ class SharedDecoder:
     def write(self, tokens: Sequence[int]) -> Tensor:
         self.cells.lengthen()
         plan = Writing(self.cells, self.model.device)
-        logits = self._run(torch.tensor(tokens)[:, None], (plan.prompt_lengths + plan.written)[:, None], plan)
+        with self.few_rows(len(tokens)):
+            logits = self._run(torch.tensor(tokens)[:, None], (plan.prompt_lengths + plan.written)[:, None], plan)
         self.cells.answer_lengths = [length + 1 for length in self.cells.answer_lengths]
         return logits[:, -1]
 
