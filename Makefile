@@ -3,6 +3,7 @@
 # make check    lint, format, types, import direction
 # make bench    all benchmarks of a CPU, against TRL and Liger (an hour; on a machine that does nothing else)
 # make bench-gpu  the benchmark of a CUDA device    make docs  the generated pages of docs/
+# make site     docs/ as a site, in site/; a warning is an error
 # make screenshots  the pictures of docs/images/, from runs/demo in Chromium
 #
 # PIP_ARGS goes to every pip install, for an index of one's own:  make setup PIP_ARGS="--extra-index-url URL"
@@ -18,7 +19,7 @@ BENCH_ENV ?= .bench-env
 PIP_ARGS ?=
 ARGS ?=
 
-.PHONY: help setup demo test test-slow check bench bench-gpu docs screenshots clean
+.PHONY: help setup demo test test-slow check bench bench-gpu docs site screenshots clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -36,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"$$python" -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt \
-	  -e ".[dev,zstd,lora,quant,deepspeed,eval,harness,serve,web]"
+	  -e ".[dev,docs,zstd,lora,quant,deepspeed,eval,harness,serve,web]"
 	@touch $(STAMP)
 
 demo: setup
@@ -68,10 +69,13 @@ docs: setup
 	$(BIN)/python docs/make_objectives.py
 	$(BIN)/python docs/make_flags.py
 
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 # The demo's run is made where it is absent.
 screenshots: setup
 	[ -e runs/demo/model.safetensors ] || $(BIN)/preftune demo
 	$(BIN)/python docs/make_screenshots.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

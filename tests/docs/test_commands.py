@@ -7,6 +7,7 @@ them, and what would follow is left out; of these a recipe with all its keys is 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 
 import pytest
@@ -19,7 +20,7 @@ PRINT_ONLY = ("objectives", "presets", "schema", "--help", "--version")
 FOUND = [
     pytest.param(words, id=f"{block}:{' '.join(words)[:60]}")
     for page in PAGES
-    for block in blocks(page, "bash", "shell", "yaml")
+    for block in blocks(page, "bash", "shell", "sh", "yaml")
     for words in commands(block.text if block.language != "yaml" or "\nrun: |" in block.text else "")
 ]
 
@@ -28,17 +29,20 @@ class ReadError(Exception):
     """The command was understood; the rest is not run."""
 
 
-def block_with(text: str) -> Block:
-    return next(block for page in PAGES for block in blocks(page, "yaml") if text in block.text)
+def named_recipes() -> dict[str, Block]:
+    """The recipes that pages print under a name, `# my.yaml` being their first line."""
+    found = [(re.match(r"# ([\w-]+\.yaml)\b", block.text), block) for page in PAGES for block in blocks(page, "yaml")]
+    return {name[1]: block for name, block in found if name}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The working directory that the pages speak of: my.yaml and onpolicy.yaml, as they are printed."""
+    """The working directory that the pages speak of, with the recipes that they print."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "my.yaml").write_text(block_with("# my.yaml\n").text, encoding="utf-8")
-    (folder / "my-simpo.yaml").write_text(block_with("# my.yaml\n").text, encoding="utf-8")
-    (folder / "onpolicy.yaml").write_text(block_with("# onpolicy.yaml\n").text, encoding="utf-8")
+    recipes = named_recipes()
+    recipes["my-simpo.yaml"] = recipes["my.yaml"]
+    for name, block in recipes.items():
+        (folder / name).write_text(block.text, encoding="utf-8")
     for name in ("pairs.jsonl", "prompts.jsonl", "heldout.jsonl"):
         (folder / name).write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
     for name in ("training_configs", "accelerate_configs"):
