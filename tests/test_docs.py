@@ -50,6 +50,7 @@ NEEDED = {
     "master_weights": ["torch_dtype=bfloat16"],
     "load_in_4bit": ["use_peft=true"],
     "precompute_reference": ["objective=dpo"],
+    "value_head_format": ["objective=reward"],
     "kl_coef": ["objective=ppo", "reward_model_name_or_path=r"],
     "missing_eos_penalty": ["objective=ppo", "reward_model_name_or_path=r"],
 }

@@ -61,8 +61,8 @@ def test_the_page_does_what_it_says(folder, capsys):
             run_tests(file)
         elif file.parent == folder and file.suffix == ".py":
             runpy.run_path(str(file))
-    assert ran == ["objectives", "train", "check", "train", "check", "train"]
-    for name in ("squared", "named", "template"):
+    assert ran == ["objectives", "train", "check", "check", "train"]
+    for name in ("squared", "template"):
         assert (folder / "runs" / name / "model.safetensors").is_file()
     template = (folder / "runs/template/chat_template.jinja").read_text()
     assert "'<' + message.role + '> '" in template
