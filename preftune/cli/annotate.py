@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from preftune.cli.values import at_least, column
 from preftune.errors import RecipeError
 
 _EPILOG = """examples:
@@ -179,33 +180,19 @@ def _parser() -> argparse.ArgumentParser:
         "--judge", choices=("rating", "pairwise"), default="rating", help="1 to 10, or two by two, both orders (rating)"
     )
     add("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
-    add("--judge-tokens", type=_at_least_1, default=1024, metavar="N", help="of a judgement at most (1024)")
+    add("--judge-tokens", type=at_least(1), default=1024, metavar="N", help="of a judgement at most (1024)")
     add("--budget", type=float, metavar="X", help="what the judge may cost in this call; several processes share it")
     add("--price-in", type=float, metavar="X", help="of a million tokens read, in any currency")
     add("--price-out", type=float, metavar="X", help="of a million tokens written")
     add("--key-from", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the key")
-    add("--concurrency", type=_at_least_1, default=16, metavar="N", help="requests under way at once (16)")
-    add("--tries", type=_at_least_1, default=8, metavar="N", help="of a request (8)")
+    add("--concurrency", type=at_least(1), default=16, metavar="N", help="requests under way at once (16)")
+    add("--tries", type=at_least(1), default=8, metavar="N", help="of a request (8)")
     add("--timeout", type=float, default=600.0, metavar="S", help="seconds of a request (600)")
     add("--cache", metavar="F.jsonl", help="keep scores by content there, for other files and later jobs")
-    add("--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
+    add("--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
     add("--split", default="train", help="of a folder: train, test, validation ... (train)")
-    add("--chunk", type=_at_least_1, default=64, metavar="N", help="rows that are scored and written together (64)")
-    add("--batch-tokens", type=_at_least_1, default=16384, metavar="N", help="of a forward pass (16384)")
-    add("--max-length", type=_at_least_1, metavar="N", help="cut longer texts to N tokens (what the model reads)")
+    add("--chunk", type=at_least(1), default=64, metavar="N", help="rows that are scored and written together (64)")
+    add("--batch-tokens", type=at_least(1), default=16384, metavar="N", help="of a forward pass (16384)")
+    add("--max-length", type=at_least(1), metavar="N", help="cut longer texts to N tokens (what the model reads)")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as question=prompt, found {text!r}")
-    return name, role or None
-
-
-def _at_least_1(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return value

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.values import at_least, column
+
 if TYPE_CHECKING:
     from preftune.recipe import Recipe
 
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="M", help="folder or hub name of the model, or of a tokenizer alone")
     parser.add_argument("--objective", metavar="NAME", help="what is trained (simpo); it decides how rows are read")
     parser.add_argument(
-        "--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
+        "--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
     )
     parser.add_argument("--split", default="train", metavar="NAME", help="the split to look at (train)")
     parser.add_argument("--max-length", metavar="N", help="tokens of prompt and response together (1024)")
@@ -102,23 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--truncation", metavar="MODE", help="prompt_then_response, keep_start, keep_end, drop, error")
     parser.add_argument("--chat-template", metavar="NAME", help="in place of the tokenizer's own")
     parser.add_argument("--on-bad-row", metavar="error|skip", help="stop at a bad row, or count it and go on")
-    parser.add_argument("--examples", type=_count, default=3, metavar="N", help="rows to show (3)")
+    parser.add_argument("--examples", type=at_least(0), default=3, metavar="N", help="rows to show (3)")
     parser.add_argument("--ids", action="store_true", help="show the token ids of these rows too")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as question=prompt, found {text!r}")
-    return name, role or None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
-    return int(text)
 
 
 def _load_recipe(options: argparse.Namespace, more: Sequence[str]) -> Recipe:

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from preftune.cli.values import column
+
 LINE = "reward accuracy on pairs: a reward model's, or the implicit reward of an objective"
 
 
@@ -20,7 +22,7 @@ def add_preferences(benchmarks: Any) -> None:
     parser.add_argument("--reference", metavar="MODEL", help="the reference model, where the objective has one")
     parser.add_argument("--split", default="train", help="of a folder: train, test ... (train)")
     parser.add_argument(
-        "--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
+        "--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
     )
     parser.add_argument("--subset", metavar="COLUMN", help="the column with the name of a row's subset")
     parser.add_argument("--max-length", type=int, metavar="N", help="cut prompt and response together to N tokens")
@@ -66,10 +68,3 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE such as beta=2.0, found {text!r}")
     return name, yaml.safe_load(value)
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as question=prompt, found {text!r}")
-    return name, role or None

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from preftune.cli.values import at_least
+
 LINE = "two models on the same prompts: perplexity, KL, length, repetition, refusals, language, JSON"
 
 
@@ -17,10 +19,10 @@ def add_regress(benchmarks: Any) -> None:
     parser.add_argument("after", metavar="AFTER", help="the model after it")
     parser.add_argument("data", nargs="+", metavar="DATA", help="rows with prompts and answers, as train reads them")
     parser.add_argument("--split", default="test", help="of the data (test)")
-    parser.add_argument("--limit", type=_at_least_1, default=200, metavar="N", help="prompts, drawn by the seed (200)")
-    parser.add_argument("--max-tokens", type=_at_least_1, default=256, metavar="N", help="of an answer (256)")
+    parser.add_argument("--limit", type=at_least(1), default=200, metavar="N", help="prompts, drawn by the seed (200)")
+    parser.add_argument("--max-tokens", type=at_least(1), default=256, metavar="N", help="of an answer (256)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
-    parser.add_argument("--slots", type=_at_least_1, default=32, metavar="N", help="answers written at once (32)")
+    parser.add_argument("--slots", type=at_least(1), default=32, metavar="N", help="answers written at once (32)")
     parser.add_argument("--answers", metavar="F.jsonl", help="write prompt, answer before and answer after of each row")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
@@ -45,10 +47,3 @@ def _run(options: argparse.Namespace) -> int:
         Path(options.answers).write_text(lines, encoding="utf-8", errors="backslashreplace")
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if options.json else table(report), end="")
     return 0
-
-
-def _at_least_1(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return value

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from preftune.cli.chat import count, sampling_options
+from preftune.cli.values import column
 
 _EPILOG = """examples:
   preftune infer runs/simpo --input prompts.jsonl --output answers.jsonl
@@ -88,17 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     sampling_options(parser, max_tokens=1024)
     parser.add_argument("--seed", type=count(0), default=0, help="of the sampling (0)")
     parser.add_argument(
-        "--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
+        "--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
     )
     parser.add_argument("--split", default="train", help="of a folder or data set: train, test, ... (train)")
     parser.add_argument("--slots", type=count(1), default=32, help="answers written at the same time (32)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.jsonl, or what was begun of it")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as question=prompt, found {text!r}")
-    return name, role or None

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.values import column
+
 _EPILOG = """examples:
   preftune pairs scored.jsonl --output pairs
   preftune pairs scored.jsonl --output pairs --choose length-controlled --band 0.3 --min-margin 0.5
@@ -72,17 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--test-share", type=float, default=0.05, metavar="X", help="of the prompts, kept for testing (0.05)")
     add("--seed", type=int, default=42, metavar="N", help="of the split and of best-random (42)")
     add("--format", choices=("jsonl", "parquet", "save_to_disk"), default="jsonl", help="of a folder (jsonl)")
-    add("--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
+    add("--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
     add("--split", default="train", help="of a folder: train, test, validation ... (train)")
     add("--json", action="store_true", help="print the report as JSON")
     return parser  # fmt: skip
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as answers=responses, found {text!r}")
-    return name, role or None
 
 
 def _print_report(report: dict[str, Any], output: str) -> None:

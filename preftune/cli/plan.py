@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.values import at_least
+
 if TYPE_CHECKING:
     from preftune.recipe import Recipe
     from preftune.train.memory_plan import EnginePlan, Lengths, MemoryPlan
@@ -76,17 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*", metavar="RECIPE | key=value", help="a recipe, and keys of it")
     parser.add_argument("--model", metavar="M", help="folder or hub name of the model")
     parser.add_argument("--data", metavar="D", help="rows whose lengths are taken")
-    parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="devices (1); 0: a process on a CPU")
+    parser.add_argument("--gpus", type=at_least(0), default=1, metavar="N", help="devices (1); 0: a process on a CPU")
     parser.add_argument("--gpu-memory", type=_gib, metavar="GIB", help="memory of one (that of this machine's, if any)")
     parser.add_argument("--engine", metavar="E", help="one, ddp, fsdp, zero2 or zero3 (all that go with the devices)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, found {text!r}")
-    return int(text)
 
 
 def _gib(text: str) -> float:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.values import at_least, column
+
 _EPILOG = """examples:
   preftune sample runs/demo prompts.jsonl --output samples.jsonl
   preftune sample my-model pairs.jsonl --output samples.jsonl --seeds 1 2 3 --max-tokens 1024
@@ -117,32 +119,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--system", metavar="TEXT", help="a system text for prompts without one; by default that of training")
     add("--split", default="train", help="of the data (train)")
-    add("--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
+    add("--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
     add("--on-bad-row", choices=("error", "skip"), help="stop at a row that is wrong, or leave it out (error)")
-    add("--limit", type=_at_least_1, metavar="N", help="only the first N prompts")
+    add("--limit", type=at_least(1), metavar="N", help="only the first N prompts")
     add(
-        "--chunk", type=_at_least_1, default=64, metavar="N", help="prompts that are answered and written together (64)"
+        "--chunk", type=at_least(1), default=64, metavar="N", help="prompts that are answered and written together (64)"
     )
-    add("--slots", type=_at_least_1, default=32, metavar="N", help="answers that are written at the same time (32)")
+    add("--slots", type=at_least(1), default=32, metavar="N", help="answers that are written at the same time (32)")
     add("--torch-dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(float32 on CPU, else as saved)")
     add("--endpoint", nargs="+", metavar="URL", help="let OpenAI-compatible servers answer; MODEL is its name there")
     add("--tokenizer", metavar="T", help="of the model there: prompts are sent as its token ids, as in training")
-    add("--concurrency", type=_at_least_1, default=16, metavar="N", help="requests to servers at once (16)")
-    add("--tries", type=_at_least_1, default=8, metavar="N", help="of a request (8)")
+    add("--concurrency", type=at_least(1), default=16, metavar="N", help="requests to servers at once (16)")
+    add("--tries", type=at_least(1), default=8, metavar="N", help="of a request (8)")
     add("--timeout", type=float, default=600.0, metavar="S", help="seconds of a request (600)")
     add("--json", action="store_true", help="print the summary as JSON")
     return parser
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as question=prompt, found {text!r}")
-    return name, role or None
-
-
-def _at_least_1(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return value

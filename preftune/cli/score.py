@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from preftune.cli.values import at_least, column
+
 _EPILOG = """examples:
   preftune score runs/reward pairs.jsonl
   preftune score runs/reward samples.jsonl --output scored.jsonl
@@ -52,34 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
     parser.add_argument("--output", metavar="F.jsonl", help="write the rows with their scores there")
     parser.add_argument(
-        "--columns", nargs="+", type=_column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
+        "--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
     )
     parser.add_argument("--split", default="train", help="of a folder: train, test, validation ... (train)")
     parser.add_argument(
-        "--batch-tokens", type=_at_least(1), default=16384, metavar="N", help="tokens of a forward pass (16384)"
+        "--batch-tokens", type=at_least(1), default=16384, metavar="N", help="tokens of a forward pass (16384)"
     )
     parser.add_argument(
-        "--max-length", type=_at_least(2), metavar="N", help="cut longer texts to N tokens (what the model reads)"
+        "--max-length", type=at_least(2), metavar="N", help="cut longer texts to N tokens (what the model reads)"
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser
-
-
-def _column(text: str) -> tuple[str, str | None]:
-    name, equals, role = text.rpartition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=ROLE such as question=prompt, found {text!r}")
-    return name, role or None
-
-
-def _at_least(least: int) -> Any:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text}")
-        return value
-
-    return number
 
 
 def _print_summary(summary: dict[str, Any], options: argparse.Namespace) -> None:

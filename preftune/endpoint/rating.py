@@ -30,7 +30,8 @@ Give your reasons in a sentence or two, then end with the rating from 1 (useless
 double brackets, such as: Rating: [[5]]
 """
 PLACES = re.compile(r"\{(prompt|response)\}")
-RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
+VERDICT = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
+RATING = re.compile(r"(?:rating:?\s*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?", re.IGNORECASE)
 LOWEST, HIGHEST = 1.0, 10.0
 MAX_TOKENS = 512
 
@@ -44,16 +45,34 @@ def rating_request(
         prompt: {role, content} of each message before the answer.
     """
     said = prompt[0]["content"] if len(prompt) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    filled = {"prompt": said, "response": response}
-    text = PLACES.sub(lambda place: filled[place[1]], template)  # in one pass: a text may hold {response} itself
+    text = rating_text(said, response, template)
     return ChatRequest(key, messages=[{"role": "user", "content": text}], temperature=0.0, max_tokens=MAX_TOKENS)
 
 
-def read_rating(reply: str) -> float | None:
-    """The last rating in a reply; None where there is none from 1 to 10."""
-    found = RATING.findall(reply)
-    value = float(found[-1]) if found else 0.0
-    return value if LOWEST <= value <= HIGHEST else None
+def rating_text(prompt: str, response: str, template: str = TEMPLATE) -> str:
+    """The template with its places filled, in one pass: a text may hold {response} itself."""
+    filled = {"prompt": prompt, "response": response}
+    return PLACES.sub(lambda place: filled[place[1]], template)
+
+
+def read_verdict(reply: str) -> tuple[str | None, str | None]:
+    """What stands in the last double brackets, or why there is nothing."""
+    found = VERDICT.findall(reply)
+    if not found:
+        end = " ".join(reply.split())[-60:]
+        return None, f"the judgement has no verdict in double brackets, it ends with {end!r}"
+    return found[-1], None
+
+
+def read_rating(reply: str) -> tuple[float | None, str | None]:
+    """The last rating in a reply, or why there is none."""
+    verdict, problem = read_verdict(reply)
+    if verdict is None:
+        return None, problem
+    rating = RATING.fullmatch(verdict)
+    if rating is None or not LOWEST <= float(rating[1]) <= HIGHEST:
+        return None, f"the verdict is {verdict[:40]!r}, expected a number from 1 to 10"
+    return float(rating[1]), None
 
 
 def read_template(path: str | Path) -> str:

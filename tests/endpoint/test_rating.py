@@ -33,6 +33,8 @@ def test_a_text_with_a_place_in_it_stays_as_it_is():
     [
         ("Good. Rating: [[7]]", 7.0),
         ("[[3]] would be harsh: [[ 8.5 ]]", 8.5),
+        ("[[Rating: 6]]", 6.0),
+        ("[[9/10]]", 9.0),
         ("Rating: 7", None),
         ("[[11]]", None),
         ("[[0]]", None),
@@ -40,7 +42,8 @@ def test_a_text_with_a_place_in_it_stays_as_it_is():
     ],
 )
 def test_the_last_rating_from_1_to_10_counts(reply, rating):
-    assert read_rating(reply) == rating
+    found, problem = read_rating(reply)
+    assert found == rating and (problem is None) == (rating is not None)
 
 
 def test_a_template_of_ones_own_has_both_places(tmp_path):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from preftune.cli.main import main
-from preftune.onpolicy.scorers.judge import RATING, _fill
+from preftune.onpolicy.scorers.judge import _pairwise_text
 from tests.endpoint import server
 from tests.endpoint.server import Script, serving
 
@@ -27,7 +27,7 @@ def between(text, tag):
 
 def rated(body):
     """The length of the answer, but nonsense for one of them."""
-    text = between(body["messages"][-1]["content"], "answer")
+    text = body["messages"][-1]["content"].split("[answer]\n")[1].split("\n[end of")[0]
     return {"Po": "I cannot say.", "Nile": "So be it: [[eleven]]"}.get(
         text, f"Such as [[1]]? No. [[{min(len(text), 10)}]]"
     )
@@ -156,4 +156,4 @@ def test_each_of_several_processes_has_its_part_of_the_budget(annotate, monkeypa
 
 
 def test_an_answer_that_holds_a_placeholder_is_shown_as_it_is():
-    assert "<answer>\n{prompt} {b}\n</answer>" in _fill(RATING, prompt="{a}", a="{prompt} {b}")
+    assert "<answer_A>\n{prompt} {b}\n</answer_A>" in _pairwise_text("{a}", "{prompt} {b}", "c")

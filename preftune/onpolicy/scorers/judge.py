@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from preftune.endpoint import ChatReply, ChatRequest, Endpoint, Failure, Prices, estimate
+from preftune.endpoint.rating import TEMPLATE, rating_text, read_rating, read_verdict
 from preftune.onpolicy.scorers.base import Score, conversation
 from preftune.onpolicy.scorers.games import all_games, scores_of
 from preftune.types import Example
@@ -22,19 +23,6 @@ from preftune.types import Example
 log = logging.getLogger(__name__)
 
 How = Literal["rating", "pairwise"]
-RATING = """Judge how well an assistant answers the conversation below. Weigh whether the answer is correct, helpful \
-and to the point, and follows what was asked for; its length by itself earns nothing.
-
-<conversation>
-{prompt}
-</conversation>
-
-<answer>
-{a}
-</answer>
-
-Explain in a few sentences, then end with a whole number from 1 (useless) to 10 (could not be better) in double \
-brackets, like this: [[5]]"""
 PAIRWISE = """Two assistants, A and B, answer the conversation below. Judge which answer is better: correct, helpful \
 and to the point, and true to what was asked for. Let neither their order nor their length sway you.
 
@@ -52,7 +40,6 @@ and to the point, and true to what was asked for. Let neither their order nor th
 
 Explain in a few sentences, then end with your verdict in double brackets: [[A]] if A is better, [[B]] if B is better, \
 [[C]] for a tie."""
-_VERDICT = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 _WON = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
@@ -72,7 +59,7 @@ class JudgeScorer:
     max_tokens: int = 1024
 
     def settings(self) -> dict[str, Any]:
-        text = RATING if self.how == "rating" else PAIRWISE
+        text = TEMPLATE if self.how == "rating" else PAIRWISE
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return {
             "judge": self.how,
@@ -103,9 +90,9 @@ class JudgeScorer:
         for example in examples:
             prompt, answers = conversation(example), example.responses
             if self.how == "rating":
-                texts += [_fill(RATING, prompt=prompt, a=text) for text in answers]
+                texts += [rating_text(prompt, text) for text in answers]
             else:
-                texts += [_fill(PAIRWISE, prompt=prompt, a=answers[i], b=answers[j]) for i, j in all_games(answers)]
+                texts += [_pairwise_text(prompt, answers[i], answers[j]) for i, j in all_games(answers)]
         return texts
 
     def _requests(self, texts: Sequence[str]) -> list[ChatRequest]:
@@ -121,35 +108,23 @@ class JudgeScorer:
         ]
 
 
-def _fill(template: str, **parts: str) -> str:
+def _pairwise_text(prompt: str, a: str, b: str) -> str:
     """In one pass: an answer may itself hold "{b}"."""
-    return re.sub(r"\{(prompt|a|b)\}", lambda found: parts[found[1]], template)
-
-
-def _verdict(outcome: ChatReply | Failure) -> tuple[str | None, str | None]:
-    """What stands in the last double brackets, or why there is nothing."""
-    if isinstance(outcome, Failure):
-        return None, f"the request failed: {outcome.reason}"
-    found = _VERDICT.findall(outcome.text)
-    if not found:
-        end = " ".join(outcome.text.split())[-60:]
-        return None, f"the judgement has no verdict in double brackets, it ends with {end!r}"
-    return found[-1], None
+    parts = {"prompt": prompt, "a": a, "b": b}
+    return re.sub(r"\{(prompt|a|b)\}", lambda found: parts[found[1]], PAIRWISE)
 
 
 def _rated(outcome: ChatReply | Failure) -> Score:
-    verdict, failure = _verdict(outcome)
-    if verdict is None:
-        return Score(None, failure)
-    rating = re.fullmatch(r"(?:rating:?\s*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?", verdict, re.IGNORECASE)
-    if rating is None or not 1 <= float(rating[1]) <= 10:
-        return Score(None, f"the verdict is {verdict[:40]!r}, expected a number from 1 to 10")
-    return Score(float(rating[1]))
+    if isinstance(outcome, Failure):
+        return Score(None, f"the request failed: {outcome.reason}")
+    return Score(*read_rating(outcome.text))
 
 
 def _won(outcome: ChatReply | Failure) -> tuple[float | None, str | None]:
-    verdict, failure = _verdict(outcome)
+    if isinstance(outcome, Failure):
+        return None, f"the request failed: {outcome.reason}"
+    verdict, problem = read_verdict(outcome.text)
     if verdict is None:
-        return None, failure
+        return None, problem
     won = _WON.get(verdict.upper())
     return won, None if won is not None else f"the verdict is {verdict[:40]!r}, expected A, B or C"

@@ -46,7 +46,7 @@ class JudgedReward:
             for prompt, text in zip(prompts, texts, strict=True)
         ]
         outcomes = self.endpoint.ask_in_order(requests)
-        ratings = [None if isinstance(outcome, Failure) else read_rating(outcome.text) for outcome in outcomes]
+        ratings = [None if isinstance(outcome, Failure) else read_rating(outcome.text)[0] for outcome in outcomes]
         known = [rating for rating in ratings if rating is not None]
         if len(known) < len(ratings):
             place = ratings.index(None)
@@ -68,7 +68,7 @@ class JudgedReward:
 def _reason(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
         return f"{outcome.reason} ({outcome.tries} tries)"
-    return f"expected a rating such as [[5]] from 1 to 10, found {outcome.text[-60:]!r}"
+    return str(read_rating(outcome.text)[1])
 
 
 def load_judge(ppo: PPO, folder: str | Path) -> JudgedReward:
