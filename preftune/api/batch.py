@@ -21,7 +21,7 @@ from typing import Any
 
 from preftune.api.served import Served
 from preftune.errors import ModelError, PreftuneError
-from preftune.generation import Engine, Event, Request, Sampling
+from preftune.generation import Engine, Event, Request, Sampling, VllmEngine, build_engine
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Batch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="batch", daemon=True)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Engine | VllmEngine] = {}
         self._waiting: deque[Ticket] = deque()
         self._written: set[Ticket] = set()
         self._current = ""  # the model that is at work
@@ -234,13 +234,13 @@ class Batch:
             if not self._engine(self._current).holds(ticket):
                 self._written.discard(ticket)
 
-    def _engine(self, name: str) -> Engine:
+    def _engine(self, name: str) -> Engine | VllmEngine:
         """The engine of a model, which is put to work."""
         if name != self._current:
             self.models[name].use()
             self._current = name
         if name not in self._engines:
-            self._engines[name] = Engine(self.models[name].model, slots=self.slots)
+            self._engines[name] = build_engine(self.models[name].model, self.slots)
         return self._engines[name]
 
     def _send(self, parcels: Sequence[tuple[Ticket, Event | Exception]]) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from preftune.api.text import TokenTexts
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.errors import ModelError
+from preftune.generation import load_vllm
 from preftune.model.ends import ending_ids
 from preftune.model.load import load_tokenizer
 from preftune.model.place import find_model, refuse_pickle
@@ -65,6 +68,7 @@ def open_shelf(
     score: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    engine: str = "transformers",
 ) -> Shelf:
     """Load a model and the adapters beside it.
 
@@ -74,6 +78,7 @@ def open_shelf(
         adapters: name to folder or hub name; of the same base model.
         system: None takes that of training, an empty text none; of all names.
         score: it is a reward model, also where its files do not say so.
+        engine: transformers (ours), or vllm (the extra), for one language model without adapters.
 
     Raises:
         ModelError: there is no model in one of the places, a name is there twice, or an adapter does not fit.
@@ -88,6 +93,10 @@ def open_shelf(
         if not allow_pickle:
             refuse_pickle(find_model(place))
         return Shelf({}, {name: open_reward_model(place)})
+    if engine == "vllm":
+        if adapters:
+            raise ModelError("--adapter goes with --engine transformers. Merge an adapter with preftune export.")
+        return Shelf({name: _served_by_vllm(name, find_model(place), system, trust_remote_code)}, {})
     chat = open_chat(place, system=system, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if not adapters:
         return Shelf({name: _served(name, chat.model, chat.format, chat.system, lambda: None)}, {})
@@ -108,6 +117,15 @@ def open_shelf(
         for adapter, (form, text) in found.items()
     }
     return Shelf({name: own, **others}, {})
+
+
+def _served_by_vllm(name: str, place: str, system: str | None, trust_remote_code: bool) -> Served:
+    refuse_pickle(place)
+    form = read_chat_format(load_tokenizer(place, trust_remote_code=trust_remote_code))
+    model = load_vllm(
+        place, torch_dtype="auto" if torch.cuda.is_available() else "float32", trust_remote_code=trust_remote_code
+    )
+    return _served(name, model, form, trained_system(Path(place)) if system is None else system or None, lambda: None)
 
 
 def name_of(place: str) -> str:

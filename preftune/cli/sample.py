@@ -58,6 +58,7 @@ def _sample_by_model(options: argparse.Namespace) -> dict[str, Any]:
         chunk=options.chunk,
         slots=options.slots,
         torch_dtype=options.torch_dtype,
+        engine=options.engine,
     )
 
 
@@ -127,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--slots", type=at_least(1), default=32, metavar="N", help="answers that are written at the same time (32)")
     add("--torch-dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(float32 on CPU, else as saved)")
+    add(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what runs MODEL in this process (transformers; vllm with the extra vllm)",
+    )
     add("--endpoint", nargs="+", metavar="URL", help="let OpenAI-compatible servers answer; MODEL is its name there")
     add("--tokenizer", metavar="T", help="of the model there: prompts are sent as its token ids, as in training")
     add("--concurrency", type=at_least(1), default=16, metavar="N", help="requests to servers at once (16)")

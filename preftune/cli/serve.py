@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         score=options.score,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
+        engine=options.engine,
     )
     limits = Limits(options.max_prompt_tokens, options.max_tokens, options.queue, options.slots)
     hosts = LOOPBACK | {options.host} if key is None and is_loopback(options.host) else None
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_adapter,
         metavar="NAME=PATH",
         help="a LoRA adapter of the same base model, under a name of its own; several times for several",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what writes the answers (transformers; vllm with the extra vllm)",
     )
     parser.add_argument("--system", metavar="TEXT", help="of conversations that have none; by default that of training")
     parser.add_argument("--score", action="store_true", help="MODEL is a reward model, where its files do not say so")

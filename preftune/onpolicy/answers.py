@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.data.encode import encode_examples
 from preftune.errors import DataError
-from preftune.generation import Engine, Request, Sampling
+from preftune.generation import Request, Sampling, build_engine
 from preftune.model.ends import ending_ids
 from preftune.onpolicy.prompts import Prompt
 
@@ -54,7 +54,7 @@ class EngineAnswerer:
     """A model in this process, through the engine.
 
     Args:
-        model: a causal language model, on its device.
+        model: a causal language model, on its device, or one of `load_vllm`.
         tokenizer: whose chat template writes the prompts: the ids are those of training.
         sampling: `ends` is filled in: the template's end of turn and what the model itself names.
         slots: answers that are written at the same time.
@@ -64,7 +64,7 @@ class EngineAnswerer:
         self.chat: ChatFormat = read_chat_format(tokenizer)
         self.ends = ending_ids(model, self.chat)
         self.sampling, self.slots = sampling, slots
-        self.engine = Engine(model, slots=slots)
+        self.engine = build_engine(model, slots)
 
     def settings(self) -> dict[str, Any]:
         chosen = self.sampling

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from preftune.data.bad_rows import OnBadRow
-from preftune.generation import Sampling
+from preftune.generation import Sampling, load_vllm
 from preftune.model.load import load_model, load_tokenizer
 from preftune.onpolicy.answers import EngineAnswerer
 from preftune.onpolicy.journal import check_output
@@ -40,6 +40,7 @@ def sample_file(
     chunk: int = CHUNK,
     slots: int = 32,
     torch_dtype: str | None = None,
+    engine: str = "transformers",
 ) -> dict[str, Any]:
     """Answer every prompt of the sources, or go on doing so; see `preftune.onpolicy.sample`.
 
@@ -50,6 +51,7 @@ def sample_file(
         prompts: what `load_preferences` reads, with answers or without.
         system: for prompts without one; None takes that of the model's training, "" takes none.
         torch_dtype: of the weights; None is float32 on CPU, as saved on a GPU.
+        engine: transformers (ours), or vllm (the extra).
 
     Raises:
         PreftuneError: the model, a source or a setting is wrong, or a job with other settings was begun.
@@ -68,16 +70,20 @@ def sample_file(
     device = f"cuda:{_variable('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     dtype = torch_dtype or ("float32" if device == "cpu" else "auto")
     rank, world = process_place()
-    loaded: Any = load_model(name, torch_dtype=dtype)
+    loaded: Any = (
+        load_vllm(name, torch_dtype=dtype)
+        if engine == "vllm"
+        else load_model(name, torch_dtype=dtype).to(device).eval()  # type: ignore[arg-type]
+    )
     return sample_prompts(
         chosen,
-        EngineAnswerer(loaded.to(device).eval(), load_tokenizer(name), sampling, slots),
+        EngineAnswerer(loaded, load_tokenizer(name), sampling, slots),
         output,
         seeds=seeds,
         chunk=chunk,
         rank=rank,
         world=world,
-        settings={"engine": "transformers", "model": name, "weights": weights_mark(name), "torch_dtype": dtype},
+        settings={"engine": engine, "model": name, "weights": weights_mark(name), "torch_dtype": dtype},
     )
 
 

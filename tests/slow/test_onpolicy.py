@@ -137,3 +137,19 @@ def test_kill_9_in_every_step_changes_no_file(work, whole):
             assert (one / name).read_bytes() == (other / name).read_bytes(), f"round {number} {name}"
         weights, others = (load_file(folder / "model/model.safetensors") for folder in (one, other))
         assert all(weights[key].equal(others[key]) for key in weights)
+
+
+def test_torchrun_shares_sampling_and_annotation_and_the_files_are_those_of_one_process(work):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{work}"}
+    alone = [sys.executable, "-m", "preftune"]
+    shared = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29763"]
+    for launch, name in ((alone, "one"), ([*shared, "-m", "preftune"], "two")):
+        sample = ["sample", "model", "prompts.jsonl", "--output", f"{name}.jsonl", "--max-tokens", "8", "--chunk", "8"]
+        annotate = ["annotate", f"{name}.jsonl", "--output", f"{name}-scored.jsonl", "--chunk", "8"]
+        annotate += ["--function", "letter_rules:letters"]
+        for words in (sample, annotate):
+            done = subprocess.run([*launch, *words], cwd=work, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    assert (work / "two.jsonl").read_bytes() == (work / "one.jsonl").read_bytes()
+    assert (work / "two-scored.jsonl").read_bytes() == (work / "one-scored.jsonl").read_bytes()
+    assert len((work / "two-scored.jsonl").read_text().splitlines()) == 48
