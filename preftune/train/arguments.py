@@ -51,8 +51,9 @@ class PreferenceArguments(TrainingArguments):
         join_deepspeed(self)
         if self.n_gpu > 1:
             raise RecipeError(
-                f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (accelerate or torchrun), "
-                "or set CUDA_VISIBLE_DEVICES to one of them."
+                f"{self.n_gpu} GPUs are visible to one process. Start one process a GPU (--nproc, torchrun, "
+                "accelerate; a model that is too large for one takes fsdp: true or ZeRO-3), or set "
+                "CUDA_VISIBLE_DEVICES to one of them."
             )
         if self.fsdp and self.parallel_mode != ParallelMode.DISTRIBUTED:
             raise RecipeError(

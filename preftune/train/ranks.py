@@ -33,6 +33,18 @@ def of_all_ranks(own: list[Any]) -> list[Any]:
     return [item for part in every for item in part]
 
 
+def meet(parameters: Sequence[Tensor], ended: bool, device: torch.device) -> tuple[bool, list[bool]]:
+    """Whether memory has ended in any process, and for each parameter whether any has a gradient.
+
+    Every process must call this.
+    """
+    said = [ended, *(parameter.grad is not None for parameter in parameters)]
+    flags = torch.tensor(said, dtype=torch.int32, device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    first, *held = map(bool, flags.tolist())
+    return first, held
+
+
 @torch.no_grad()
 def average_gradients(parameters: Sequence[Tensor], held: Sequence[bool]) -> None:
     """The mean of `.grad` over all processes, in place, as DDP makes it: shares first, then their sum.

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from preftune.data.pack import unpack
@@ -28,7 +27,7 @@ from preftune.data.plan import Cut
 from preftune.errors import TrainingError
 from preftune.model.load import one_line
 from preftune.train.checkpoint import facts_of
-from preftune.train.ranks import average_gradients, of_all_ranks
+from preftune.train.ranks import average_gradients, meet, of_all_ranks
 from preftune.train.step import Packing, build_step
 from preftune.types import PackedBatch, Step, TokenizedGroup
 
@@ -103,7 +102,7 @@ class StepInMemory:
             try:
                 return work(step)
             except RuntimeError as cause:
-                if not _is_out_of_memory(cause):
+                if not is_out_of_memory(cause):
                     raise
                 said = one_line(cause)
             except EndedElsewhere:
@@ -133,11 +132,8 @@ class StepInMemory:
         Raises:
             EndedElsewhere: memory has ended in another one.
         """
-        said = [ended, *(parameter.grad is not None for parameter in self._trained())]
-        flags = torch.tensor(said, dtype=torch.int32, device=self.trainer.args.device)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        first, *held = map(bool, flags.tolist())
-        if first and not ended:
+        anywhere, held = meet(self._trained(), ended, self.trainer.args.device)
+        if anywhere and not ended:
             raise EndedElsewhere
         return held
 
@@ -151,9 +147,7 @@ class StepInMemory:
         self.before.restore(trainer)
         trainer.guard.seen = []
         trainer.model.zero_grad(set_to_none=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         own = [] if said is None else [self._shortage(step, said)]
         number = trainer.state.global_step + 1
         if trainer.accelerator.num_processes > 1:
@@ -243,5 +237,12 @@ def _by_place(batches: tuple[PackedBatch, ...], step: Step) -> dict[int, Tokeniz
     return found
 
 
-def _is_out_of_memory(cause: RuntimeError) -> bool:
+def free_memory() -> None:
+    """Of what has just failed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(cause: RuntimeError) -> bool:
     return isinstance(cause, torch.OutOfMemoryError) or any(words in str(cause) for words in NO_MEMORY)

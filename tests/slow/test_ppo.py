@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from preftune import train
 from preftune.cli.main import main
@@ -77,6 +79,25 @@ def test_an_adapter_learns_too(work):
     train(None, **{**work, "learning_rate": 5e-2, "kl_coef": 0.02}, use_peft=True, lora_r=8, output_dir="lora")
     scores = figures("lora", "objective/scores")
     assert sum(scores[-8:]) > 1.15 * sum(scores[:8])
+
+
+def test_memory_that_ends_in_one_of_two_processes_makes_both_do_the_update_again(work):
+    keys = {"total_batch_size": 8, "max_steps": 2, "save_strategy": "steps", "save_steps": 2, "micro_batch_tokens": 200}
+    Path("keys.json").write_text(json.dumps({**work, **keys}))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29763"]
+        + [str(ROOT / "tests/slow/ppo_memory_ranks.py"), "keys.json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if "its update is done again with" in line]
+    assert len(said) == 1 and "(process 1: OutOfMemoryError: Tried to allocate" in said[0]
+    found, wanted = (load_file(f"{folder}/model.safetensors") for folder in ("short", "small"))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert figures("short", "grad_norm") == figures("small", "grad_norm")
 
 
 def test_two_processes_train_one_policy_and_go_on_where_they_stopped(work):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from preftune.errors import TrainingError
+from preftune.errors import RecipeError, TrainingError
 from preftune.train.checkpoint import checkpoints
 from preftune.train.watch import callback, look, watch_collapse
 from preftune.train.watch.measures import Answered, Measures, distinct_share, measure, repeats, token_f1
@@ -388,11 +388,17 @@ def test_a_look_at_every_evaluation(tmp_path):
 
 def test_what_cannot_be_watched_is_said_and_refused_where_it_is_needed(tmp_path, caplog):
     caplog.set_level("INFO")
-    trainer = build_trainer(tmp_path)
-    trainer.is_fsdp_enabled = True
+    trainer = build_trainer(tmp_path, groups=[build_group(PROMPT_TOKENS + 1, 4, 3)])
     assert watch_collapse(trainer) is None
-    assert "No collapse watch: the weights are in pieces" in caplog.text
+    assert "No collapse watch: no prompt is short enough to be answered." in caplog.text
     with pytest.raises(TrainingError, match="on_collapse: rollback needs the collapse watch"):
+        watch_collapse(trainer, action="rollback")
+
+
+def test_an_engine_that_could_not_go_back_is_refused(tmp_path):
+    trainer = build_trainer(tmp_path, save_only_model=True)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(RecipeError, match=r"read none that has the model alone\. Set save_only_model: false"):
         watch_collapse(trainer, action="rollback")
 
 

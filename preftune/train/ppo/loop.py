@@ -28,7 +28,8 @@ from transformers import (
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from preftune.data.plan import Cut, epoch_order
-from preftune.errors import RecipeError
+from preftune.errors import RecipeError, TrainingError
+from preftune.model.load import one_line
 from preftune.model.value_head import base_of
 from preftune.objectives.ppo import PPO
 from preftune.train.arguments import PreferenceArguments
@@ -37,11 +38,12 @@ from preftune.train.master import MasterAdamW
 from preftune.train.ppo.guard import UpdateGuard
 from preftune.train.ppo.models import Models
 from preftune.train.ppo.prompts import Prompt
-from preftune.train.ppo.rollout import roll_out, targets_of
+from preftune.train.ppo.rollout import Rollout, roll_out, targets_of
 from preftune.train.ppo.samples import evaluate, write_samples
 from preftune.train.ppo.sampling import Sampling
 from preftune.train.ppo.saving import load_checkpoint, save_checkpoint
 from preftune.train.ppo.update import Updater
+from preftune.train.redo import is_out_of_memory
 from preftune.train.rescue import RescueClock
 from preftune.train.saving import check_same_run
 
@@ -83,6 +85,7 @@ class PPOTrainer:
     ) -> None:
         self.ppo, self.models, self.args, self.tokenizer = ppo, models, args, tokenizer
         self.prompts, self.held_out, self.settings = prompts, held_out, settings or {}
+        self.asked_tokens = cut.max_tokens  # of a micro-batch, before memory had its say
         self.guard, self.clock = UpdateGuard(self, on_nonfinite), RescueClock(rescue_minutes, args.device)
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
         self.accelerator = Accelerator(mixed_precision=precision, cpu=args.use_cpu)
@@ -213,8 +216,7 @@ class PPOTrainer:
         return [self.prompts[epoch_order(count, seed, place // count)[place % count]] for place in places]
 
     def _update(self, prompts: Sequence[Prompt]) -> dict[str, float]:
-        with self.accelerator.autocast():
-            rollout = roll_out(self.models, prompts, self.tokenizer, self.ppo, self.sampling)
+        rollout = self._rolled_out(prompts)
         rate = float(self.scheduler.get_last_lr()[0])
         updated = self.updater.run(rollout, targets_of(rollout, self.ppo, self._summed))
         self.scheduler.step()
@@ -227,6 +229,19 @@ class PPOTrainer:
         if updated:  # not all steps were left out
             updated["loss"] = updated["loss/policy_avg"] + self.ppo.vf_coef * updated["loss/value_avg"]
         return {**found, **updated, "lr": rate}
+
+    def _rolled_out(self, prompts: Sequence[Prompt]) -> Rollout:
+        try:
+            with self.accelerator.autocast():
+                return roll_out(self.models, prompts, self.tokenizer, self.ppo, self.sampling)
+        except RuntimeError as cause:
+            if not is_out_of_memory(cause):
+                raise
+            raise TrainingError(
+                f"Out of memory in step {self.state.global_step + 1}, where responses are sampled, "
+                f"{self.sampling.batch} together ({one_line(cause)}). Set a smaller local_rollout_forward_batch_size, "
+                "response_length or max_prompt_length."
+            ) from cause
 
     # --- logs and evaluation
 

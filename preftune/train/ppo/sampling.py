@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from preftune.data.chat import read_chat_format
@@ -31,12 +32,15 @@ class Sampling:
         temperature: 0 takes the likeliest token.
         ends: the tokens that end a response.
         batch: prompts that run together.
+        in_pieces: the weights lie in pieces over the processes. All of them sample as many batches, and one whose
+            responses have ended takes part in the forward passes of the others.
     """
 
     length: int
     temperature: float
     ends: tuple[int, ...]
     batch: int
+    in_pieces: bool = False
 
 
 def ending_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, stop_token: str) -> tuple[int, ...]:
@@ -59,8 +63,12 @@ def ending_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, stop_token: st
 
 
 @torch.no_grad()
-def sample(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+def sample(
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device | None = None
+) -> list[Response]:
     """A response to each prompt, in their order; prompts of like length run together.
+
+    `device`: where the model computes, if that is not where its weights are; a model `in_pieces` is a policy.
 
     The model's own settings of generation (top-k, penalties) are set aside: they would make the distribution that is
     sampled from another one than that of the log-probs.
@@ -74,7 +82,7 @@ def sample(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> 
     try:
         for start in range(0, len(order), sampling.batch):
             members = order[start : start + sampling.batch]
-            rows = _generate(base, [prompts[number] for number in members], sampling)
+            rows = _generate(model, [prompts[number] for number in members], sampling, device or base.device)
             for number, row in zip(members, rows, strict=True):
                 found[number] = _until_end(row, sampling)
     finally:
@@ -94,11 +102,19 @@ def _settings(sampling: Sampling) -> GenerationConfig:
     )
 
 
-def _generate(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, device: torch.device
+) -> list[list[int]]:
     width, fill = max(map(len, prompts)), sampling.ends[0]
-    ids = torch.tensor([[fill] * (width - len(prompt)) + [*prompt] for prompt in prompts], device=model.device)
-    real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    return model.generate(input_ids=ids, attention_mask=real)[:, width:].tolist()
+    ids = torch.tensor([[fill] * (width - len(prompt)) + [*prompt] for prompt in prompts], device=device)
+    real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+
+    def generate(base: Any, _: Any = None) -> Tensor:
+        return base.generate(input_ids=ids, attention_mask=real, synced_gpus=sampling.in_pieces)
+
+    # in pieces from within the outermost module, whose own pieces an engine gathers when it is called
+    found = model(batch=(), read=generate) if sampling.in_pieces else generate(base_of(model))
+    return found[:, width:].tolist()
 
 
 def _until_end(row: list[int], sampling: Sampling) -> Response:

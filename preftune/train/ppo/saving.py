@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import TrainerState
 
 from preftune.errors import TrainingError
 from preftune.train.checkpoint import STAGING, seal
+from preftune.train.engines import DDP, ONE
 from preftune.train.ppo.state import (
     STATE,
     load_random_state,
@@ -20,6 +22,7 @@ from preftune.train.ppo.state import (
     save_training,
     save_window,
 )
+from preftune.train.redo import kept_tokens
 from preftune.train.rescue import publish_step
 from preftune.train.saving import facts_of_run, not_saved
 
@@ -66,7 +69,9 @@ def _write(trainer: Any, run: Path, name: str, rescue: bool) -> None:
     trainer.accelerator.wait_for_everyone()
     if first:
         facts = facts_of_run(trainer.identity(), trainer.settings, trainer.ranks)
-        seal(staged, {"step": trainer.state.global_step, **facts})
+        budget = {"asked": trainer.asked_tokens, "taken": trainer.updater.cut.max_tokens}
+        more = {"step": trainer.state.global_step, "engine": _engine(trainer), "micro_batch_tokens": budget}
+        seal(staged, {**facts, **more})
         publish_step(run, trainer.state.global_step, rescue, trainer.args, trainer.state.best_model_checkpoint)
     trainer.accelerator.wait_for_everyone()
 
@@ -79,4 +84,10 @@ def load_checkpoint(trainer: Any, checkpoint: Path) -> None:
         setattr(trainer.state, name, getattr(saved, name))
     trainer.tokens_seen = saved.num_input_tokens_seen
     trainer.window, trainer.guard.skipped = load_window(checkpoint)
+    kept = kept_tokens(checkpoint, trainer.asked_tokens, _engine(trainer), trainer.ranks)
+    trainer.updater.cut = replace(trainer.updater.cut, max_tokens=kept or trainer.updater.cut.max_tokens)
     load_random_state(checkpoint, trainer.rank)
+
+
+def _engine(trainer: Any) -> str:
+    return DDP if trainer.ranks > 1 else ONE

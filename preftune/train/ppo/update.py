@@ -1,27 +1,36 @@
 """The optimizer steps on one rollout: `num_ppo_epochs` passes, each in `num_mini_batches` steps.
 
 Losses are summed over tokens and divided once by the tokens of the whole optimizer step over all processes, so that
-the gradient does not depend on how the step is cut into micro-batches.
+the gradient does not depend on how the step is cut into micro-batches. Where memory ends, the budget of tokens is
+halved and the gradients of the step are added up again. Several processes do so together: each adds up its own, and
+they meet when all are there.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from preftune.data.pack import pack
 from preftune.data.plan import Cut, plan_step
+from preftune.errors import TrainingError
+from preftune.model.load import one_line
 from preftune.model.tokens import TokenLogps, token_values
 from preftune.objectives.ppo import PPO, Sum, approximate_kl
 from preftune.train.ppo.guard import UpdateGuard
 from preftune.train.ppo.rollout import Rollout, Targets
+from preftune.train.ranks import average_gradients, meet, of_all_ranks
+from preftune.train.redo import free_memory, is_out_of_memory
 
+logger = logging.getLogger(__name__)
 # Each is a mean over the tokens of all updates of a rollout.
 FIGURES = (
     "policy/approxkl_avg",
@@ -39,9 +48,9 @@ class Updater:
     """Takes the steps, and adds up what is logged of them.
 
     Args:
-        policy, value: as engines have wrapped them.
+        policy, value: as engines have wrapped them; what DDP has wrapped is used without, and meets at a step's end.
         parameters: all that is trained, for the clipping of gradients.
-        padded: the models are on the padded road, where a micro-batch costs its widest row each.
+        cut: of a step into micro-batches; its budget shrinks where memory ends.
         summed: adds a tensor up over processes.
         guard: looks at each step before the optimizer moves.
     """
@@ -60,7 +69,9 @@ class Updater:
         summed: Sum,
         guard: UpdateGuard,
     ) -> None:
-        self.ppo, self.policy, self.value, self.optimizer = ppo, policy, value, optimizer
+        self.ppo, self.optimizer = ppo, optimizer
+        self.apart = isinstance(policy, DistributedDataParallel)
+        self.policy, self.value = (policy.module, value.module) if self.apart else (policy, value)
         self.accelerator, self.parameters, self.cut = accelerator, parameters, cut
         self.max_grad_norm, self.summed, self.guard = max_grad_norm, summed, guard
 
@@ -89,26 +100,82 @@ class Updater:
 
     def _step(self, rollout: Rollout, targets: Targets, members: list[int]) -> tuple[Tensor, float]:
         """One optimizer step on some responses; returns sums of `FIGURES` over their tokens, and the gradient norm."""
-        groups = [rollout.groups[number] for number in members]
-        tokens = self.summed(rollout.mask[members].sum()[None]).item()
-        plan = plan_step([group.packed_length() for group in groups], self.cut)[0]
-        sums = torch.zeros(len(FIGURES), device=rollout.mask.device)
-        for number, planned in enumerate(plan):
-            chosen = [members[place] for place in planned.groups]
-            with ExitStack() as stack:
-                if number < len(plan) - 1:
-                    for model in (self.policy, self.value):
-                        stack.enter_context(self.accelerator.no_sync(model))
-                self.accelerator.gradient_state._set_sync_gradients(number == len(plan) - 1)
-                loss, part = self._losses(rollout, targets, chosen)
-                # engines average over ranks; the step's loss is a sum of shares
-                self.accelerator.backward(loss * (self.accelerator.num_processes / tokens))
-            sums += part
+        sums = self._gradients(rollout, targets, members)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
         norm = float(self.guard.check(self.policy, norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return sums, norm
+
+    def _gradients(self, rollout: Rollout, targets: Targets, members: list[int]) -> Tensor:
+        """Of a step, the mean over processes; returns the sums of `FIGURES` over this process's tokens.
+
+        Raises:
+            TrainingError: a single response does not fit into memory.
+        """
+        tokens = self.summed(rollout.mask[members].sum()[None]).item()
+        while True:
+            said = None
+            try:
+                sums = self._micro_batches(rollout, targets, members, tokens)
+            except RuntimeError as cause:
+                if not is_out_of_memory(cause):
+                    raise
+                said = one_line(cause)
+            ended, held = said is not None, []
+            if self.apart:
+                ended, held = meet(self.parameters, ended, self.accelerator.device)
+            if not ended:
+                break
+            self._shrink([rollout.groups[number].packed_length() for number in members], said)
+        if self.apart:
+            average_gradients(self.parameters, held)
+        return sums
+
+    def _micro_batches(self, rollout: Rollout, targets: Targets, members: list[int], tokens: float) -> Tensor:
+        sums = torch.zeros(len(FIGURES), device=rollout.mask.device)
+        self.accelerator.gradient_state._set_sync_gradients(True)  # of the whole process: another run may have left it
+        for planned in plan_step([rollout.groups[number].packed_length() for number in members], self.cut)[0]:
+            loss, part = self._losses(rollout, targets, [members[place] for place in planned.groups])
+            # the mean over processes follows; the step's loss is a sum of shares
+            self.accelerator.backward(loss * (self.accelerator.num_processes / tokens))
+            sums += part
+        return sums
+
+    def _shrink(self, costs: list[int], said: str | None) -> None:
+        """To the smallest budget that any process asks for whose memory has ended."""
+        self.guard.seen = []
+        self.optimizer.zero_grad()
+        free_memory()
+        process, number = self.accelerator.process_index, self.guard.trainer.state.global_step + 1
+        own = [] if said is None else [(self._smaller(costs), self._largest(costs), f"process {process}: {said}")]
+        budget, largest, said = min(of_all_ranks(own))
+        if not budget:
+            raise TrainingError(
+                f"Out of memory in step {number}: a prompt with its response alone has {largest} tokens ({said}). Set "
+                "gradient_checkpointing: true, or a smaller response_length or max_prompt_length."
+            )
+        self.cut = replace(self.cut, max_tokens=budget)
+        if process == 0:
+            logger.warning(
+                "Out of memory in step %d with micro-batches of up to %d tokens; its update is done again with %d, and "
+                "so are the next ones (%s).",
+                number, largest, budget, said,
+            )  # fmt: skip
+
+    def _largest(self, costs: list[int]) -> int:
+        """Tokens of the largest micro-batch of a step."""
+        return max(sum(costs[place] for place in planned.groups) for planned in plan_step(costs, self.cut)[0])
+
+    def _smaller(self, costs: list[int]) -> int:
+        """Half the budget, or half of that, until a step has more micro-batches; 0 where each row has its own."""
+        count = len(plan_step(costs, self.cut)[0])
+        if count == len(costs):
+            return 0
+        budget = min(self._largest(costs), self.cut.max_tokens or self._largest(costs)) // 2
+        while len(plan_step(costs, replace(self.cut, max_tokens=budget))[0]) == count:
+            budget //= 2
+        return budget
 
     def _losses(self, rollout: Rollout, targets: Targets, chosen: list[int]) -> tuple[Tensor, Tensor]:
         """The loss summed over the tokens of some responses, and the sums of `FIGURES`."""

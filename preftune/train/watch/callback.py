@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from preftune.errors import CollapseError, RecipeError, TrainingError
-from preftune.model.sharding import is_sharded
 from preftune.objectives.base import Reads
 from preftune.train.checkpoint import ANSWERS, checkpoints, step_of
 from preftune.train.record import read_log
@@ -196,7 +196,11 @@ class Watch(TrainerCallback):
                 f"on_collapse: rollback: the checkpoint of step {self.healthy}, the last healthy one, is no longer in "
                 f"'{folder}'. Start afresh, or go on from an older one."
             )
-        self.trainer._load_from_checkpoint(str(kept))
+        if self.trainer.is_deepspeed_enabled:  # the engine has weights of its own
+            strict = not hasattr(self.trainer.model, "peft_config")
+            deepspeed_load_checkpoint(self.trainer.model_wrapped, str(kept), load_module_strict=strict)
+        else:
+            self.trainer._load_from_checkpoint(str(kept))
         self.rolled_back_to = self.healthy
 
     def summary(self, loop: float) -> dict[str, Any]:
@@ -286,11 +290,17 @@ def watch_collapse(trainer: Any, prompts: int = 16, steps: int | None = None, ac
         action: warn, stop or rollback, see the module.
 
     Raises:
-        RecipeError: there is no such action.
+        RecipeError: there is no such action, or an engine could not go back.
         TrainingError: `action` needs a watch, and this run cannot have one.
     """
     if action not in ACTIONS:
         raise RecipeError(f"'on_collapse' must be one of {', '.join(ACTIONS)}, found {action!r}.")
+    engine = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if action == "rollback" and engine and trainer.args.save_only_model:
+        raise RecipeError(
+            "'on_collapse' rollback goes back to a checkpoint, and FSDP and DeepSpeed read none that has the model "
+            "alone. Set save_only_model: false, or on_collapse: stop."
+        )
     why, rows = _unwatchable(trainer), []
     if why is None:
         rows = _rows(trainer, prompts)
@@ -309,8 +319,6 @@ def watch_collapse(trainer: Any, prompts: int = 16, steps: int | None = None, ac
 def _unwatchable(trainer: Any) -> str | None:
     if trainer.loss.objective.reads == Reads.SCORES:
         return "a model that scores gives no answers"
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or is_sharded(trainer.model):
-        return "the weights are in pieces over the processes (FSDP, DeepSpeed), and answers are made from whole ones"
     return None
 
 
