@@ -1,11 +1,12 @@
 """How many of the labels that were flipped on purpose does an autopsy find, and what does retraining without them gain?
 
-For each seed a tenth of the pairs of two real data sets (answers with and without emoji) are turned around. A small
-language model is trained on all of it with SimPO, and its autopsy is held against what was flipped: precision (of the
-listed pairs, how many are flipped) and recall (of the flipped ones, how many are listed), beside chance and beside the
-same number of pairs with the highest loss at their last visit. Then the same model is trained anew, by the same recipe,
-on what is left after `--drop`, after dropping as many rows at random, after dropping as many with the highest loss, and
-on the data without what was flipped. Held-out pairs are the sets' own, whose labels nobody has flipped.
+For each seed a set of real pairs (answers with and without emoji) is cut into rows to train on and rows to hold out,
+and a tenth of the former are turned around. A small language model is trained on all of it with SimPO, and its autopsy
+is held against what was flipped: precision (of the listed pairs, how many are flipped) and recall (of the flipped ones,
+how many are listed), beside chance and beside the same number of pairs with the highest loss at their last visit. Then
+the same model is trained anew, by the same recipe, on what is left after `--drop`, after dropping as many rows at
+random, after dropping as many with the highest loss, and on the data without what was flipped. Nobody has flipped the
+held-out ones.
 
     PREFTUNE_TEST_DATA=... python benchmarks/autopsy.py [--seeds 0 1 2] [--out benchmarks/results/autopsy] [--page]
 
@@ -37,15 +38,15 @@ from preftune.recipe import load_recipe
 from preftune.train import margins as recording
 from preftune.train.run import quiet_transformers, train_recipe
 
-SETS = ("dpo_emoji_english_gpt", "dpo_emoji_english_gpt_multi_task")
-FLIPPED = 0.1
+FILES = ("dpo_emoji_english_gpt.train.jsonl", "dpo_emoji_english_gpt.eval.jsonl")
+HELD_OUT, FLIPPED = 120, 0.1  # pairs, at least, and a share of the others
 SETTINGS = {
     "objective": "simpo",
     "torch_dtype": "float32",
     "learning_rate": 1e-3,
     "num_train_epochs": 3,
-    "total_batch_size": 32,
-    "max_length": 384,
+    "total_batch_size": 16,
+    "max_length": 256,
     "logging_steps": 10,
     "save_strategy": "no",
     "rescue_minutes": 0,
@@ -58,9 +59,22 @@ DROP = ("never", "flip", "contradict")  # all lists but that of length, which be
 MEASURES = ("eval_rewards/accuracies", "eval_rewards/margins", "eval_loss")
 
 
-def read(split: str) -> list[dict[str, Any]]:
+def read() -> list[dict[str, Any]]:
     folder = Path(os.environ["PREFTUNE_TEST_DATA"]) / "preferences/emoji"
-    return [json.loads(line) for name in SETS for line in (folder / f"{name}.{split}.jsonl").open(encoding="utf-8")]
+    return [json.loads(line) for name in FILES for line in (folder / name).open(encoding="utf-8")]
+
+
+def split(rows: Sequence[dict[str, Any]], draw: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is trained on and what is held out: whole prompts, at least HELD_OUT rows."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"][-1]["content"], []).append(row)
+    groups = list(by_prompt.values())
+    draw.shuffle(groups)
+    held_out: list[dict[str, Any]] = []
+    while len(held_out) < HELD_OUT:
+        held_out += groups.pop()
+    return [row for group in groups for row in group], held_out
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -80,12 +94,14 @@ def train(folder: Path, name: str, data: Path, seed: int, record: bool = False) 
         load_recipe(None, {**SETTINGS, **own, "record_margins": record, "output_dir": str(folder / name)})
     )
     found = {measure: summary["metrics"][measure] for measure in MEASURES}
-    return {"rows": summary["rows"], "seconds": summary["train_seconds"], **found}
+    figures = {"rows": summary["rows"], "seconds": summary["train_seconds"], **found}
+    print(f"seed {seed}, {name}: {figures}", file=sys.stderr, flush=True)
+    return figures
 
 
 def one_seed(folder: Path, seed: int) -> dict[str, Any]:
-    rows, held_out = read("train"), read("eval")
     draw = random.Random(f"flip {seed}")
+    rows, held_out = split(read(), draw)
     flipped = set(draw.sample(range(len(rows)), round(FLIPPED * len(rows))))
     noisy = [
         row | {"chosen": row["rejected"], "rejected": row["chosen"]} if place in flipped else row
@@ -196,10 +212,10 @@ def page(result: dict[str, Any]) -> str:
 
 `{result["command"]}`, commit {result["commit"]}, {result["machine"]}; {result["seconds"] / 60:.0f} minutes.
 
-{first["rows"]} pairs of two emoji sets (the better answer has emoji), of which {first["flipped"]} were turned around;
-{first["held_out"]} held-out pairs as they were. stories260K-llama (0.26 million parameters), SimPO, {settings}.
-Seeds {", ".join(str(one["seed"]) for one in seeds)}: flips, order of the data and all other draws. Means over
-seeds, with the standard deviation where it says ±.
+{first["rows"]} pairs of `dpo_emoji_english_gpt` (the better answer has emoji), of which {first["flipped"]} were turned
+around; {first["held_out"]} held-out pairs as they were. stories260K-llama (0.26 million parameters), SimPO, {settings}.
+Seeds {", ".join(str(one["seed"]) for one in seeds)}: what is held out, flips, order of the data and all other draws.
+Means over seeds, with the standard deviation where it says ±.
 
 ## What the lists find
 

@@ -18,7 +18,7 @@ from preftune.evaluation.preferences import pair_logps
 from preftune.model.load import load_model
 from preftune.objectives.base import Baseline, Reads
 from preftune.recipe import Recipe
-from preftune.train.checkpoint import SUMMARY, checkpoints, problem, step_of
+from preftune.train.checkpoint import LOG, SUMMARY, checkpoints, problem, step_of
 from preftune.train.data import load_examples, tokenize_for
 from preftune.train.margins import group_key
 from preftune.train.models import load_reference_model, load_trained_model
@@ -73,7 +73,7 @@ def _models(run: Path, recipe: Recipe, tokenizer: Any, new_tokens: Sequence[int]
     yield 0, _start(recipe, tokenizer, new_tokens)
     for path in own:
         yield step_of(path), load_model(str(path), torch_dtype="float32")
-    last = max((record["step"] for record in read_log(run / "log.jsonl")), default=0)
+    last = max((record["step"] for record in read_log(run / LOG)), default=0)
     if ended and last not in map(step_of, own):
         yield last, load_model(str(run), torch_dtype="float32")
 

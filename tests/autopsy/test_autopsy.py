@@ -108,6 +108,7 @@ def run(work):  # noqa: F811
     turned = {"prompt": PAIRS[0]["prompt"], "chosen": PAIRS[0]["rejected"], "rejected": PAIRS[0]["chosen"]}
     write_rows(Path("pairs.jsonl"), [*PAIRS, turned])
     changes = {"num_train_epochs": 3, "max_steps": -1, "test_split_size": 2, "save_strategy": "epoch"}
+    changes |= {"save_total_limit": 5}
     train(None, **{**work, **changes, "learning_rate": 3e-3, "watch": False})
     return Path("run")
 
@@ -138,6 +139,11 @@ def test_from_a_run_to_a_cleaned_set(run, work, capsys):  # noqa: F811
     assert len(lines) == trained and all(len(line["margins"]) == 3 for line in lines)
     assert main(["train", "run/recipe.yaml", "dataset=clean", "output_dir=again", "num_train_epochs=1"]) == 0
     assert json.loads(Path("again/summary.json").read_text())["rows"] == clean["kept"]
+    write_rows(Path("pairs.jsonl"), PAIRS[:5])
+    with pytest.raises(
+        DataError, match=rf"\d+ of the {trained} pairs that were trained on are not in the data any more"
+    ):
+        examine("run")
 
 
 def test_checkpoints_score_every_row_from_the_start_on(run):
@@ -154,9 +160,10 @@ def test_checkpoints_score_every_row_from_the_start_on(run):
 
 
 def test_rows_with_several_pairs_are_told_apart(work, capsys):  # noqa: F811
-    rows = [{"prompt": f"Count to {n}.", "responses": [f"加 {n}", "it is", "等 于"]} for n in range(4)]
+    rows = [{"prompt": f"Count to {n}.", "responses": [f"加 {n}", "it is", "等 于"][:: (-1) ** n]} for n in range(4)]
     write_rows(Path("pairs.jsonl"), rows)
-    train(None, **{**work, "max_steps": 4, "watch": False}, ranked_pairs="all")
+    settings = {**work, "max_steps": 3, "learning_rate": 1e-7, "watch": False}  # learns nothing: half stay wrong
+    train(None, **settings, ranked_pairs="all")
     assert main(["autopsy", "run", "--drop", "never", "--output", "clean.jsonl"]) == 0
     found = examine("run")
     assert len(found.pairs) == 12
@@ -183,10 +190,3 @@ def test_what_is_refused(work, capsys):  # noqa: F811
     }.items():
         assert main(["autopsy", *words]) == 2
         assert said in capsys.readouterr().err
-
-
-def test_data_that_has_changed_is_refused(work):  # noqa: F811
-    train(None, **work, watch=False)
-    write_rows(Path("pairs.jsonl"), PAIRS[:5])
-    with pytest.raises(DataError, match=r"11 of the 16 pairs that were trained on are not in the data any more"):
-        examine("run")
