@@ -10,7 +10,8 @@ held-out ones.
 
     PREFTUNE_TEST_DATA=... python benchmarks/autopsy.py [--seeds 0 1 2] [--out benchmarks/results/autopsy] [--page]
 
-Writes `OUT.json` and `OUT.md` (from the JSON alone with --page). One core, about ten minutes.
+Writes `OUT.json` and `OUT.md` (from the JSON alone with --page; --join puts runs of one seed each together). One core,
+about ten minutes.
 """
 
 from __future__ import annotations
@@ -281,9 +282,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", default="benchmarks/results/autopsy")
     parser.add_argument("--page", action="store_true", help="write the page again from the JSON")
+    parser.add_argument("--join", nargs="+", metavar="JSON", help="make one result of several, each of other seeds")
     options = parser.parse_args()
     record = Path(f"{options.out}.json")
-    if not options.page:
+    if options.join:
+        _save(record, join([json.loads(Path(name).read_text(encoding="utf-8")) for name in options.join]))
+    elif not options.page:
         quiet_transformers()
         logging.getLogger("preftune").setLevel(logging.ERROR)
         began = time.perf_counter()
@@ -301,9 +305,22 @@ def main() -> None:
             "settings": SETTINGS,
             "seeds": seeds,
         }
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _save(record, result)
     Path(f"{options.out}.md").write_text(page(json.loads(record.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Runs of the same settings and commit, with other seeds."""
+    first = parts[0]
+    assert all((part["settings"], part["commit"]) == (first["settings"], first["commit"]) for part in parts)
+    seeds = [one for part in parts for one in part["seeds"]]
+    said = shlex.join(["python", "benchmarks/autopsy.py", "--seeds", *(str(one["seed"]) for one in seeds)])
+    return {**first, "command": said, "seconds": sum(part["seconds"] for part in parts), "seeds": seeds}
+
+
+def _save(record: Path, result: dict[str, Any]) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def processor() -> str:
