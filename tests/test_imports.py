@@ -29,6 +29,7 @@ ALLOWED = {
     "generation": BASE | {"data", "model"},  # prompts in, token ids out: the transformers engine
     "onpolicy": MIDDLE | KEPT | {"train", "endpoint", "generation", "serve"},
     "evaluation": MIDDLE | KEPT | {"train", "endpoint", "generation", "serve"},
+    "autopsy": MIDDLE | KEPT | {"train", "evaluation", "onpolicy"},
     "report": BASE | {"train", "evaluation"},
     "serve": MIDDLE | KEPT | {"train", "endpoint", "generation"},
     "api": BASE | {"data", "model", "generation", "serve"},
@@ -38,7 +39,7 @@ ALLOWED = {
     "demo": MIDDLE | {"train", "evaluation", "serve"},
     "cli": MIDDLE
     | {"train", "endpoint", "generation", "onpolicy", "evaluation", "report", "serve", "api", "export", "web"}
-    | {"experiments", "demo"},
+    | {"experiments", "demo", "autopsy"},
 }
 ENTRY_POINTS = {"preftune", "preftune.__main__"}  # the public names (lazy), and `python -m preftune`
 

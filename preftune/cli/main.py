@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "objectives": "list the objectives, with formula, defaults, source and cost",
     "replay": "run the rows once more whose log-probs or gradient stopped a run",
     "sample": "sample answers of a model to prompts, for on-policy data",
+    "autopsy": "which pairs of a run never separate, flip, contradict others or separate by length alone",
     "score": "score responses with a reward model",
     "annotate": "score the answers of a file: reward model, ranker, judge, function, rule",
     "pairs": "make pairs of chosen and rejected from scored answers",

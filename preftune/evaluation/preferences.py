@@ -156,11 +156,14 @@ def _place(name: str) -> str:
     return str(model_folder(folder)) if folder.is_dir() else name
 
 
-@torch.inference_mode()
 def _logps(name: str, groups: Sequence[TokenizedGroup]) -> ResponseLogps:
-    """(G, 2) of both responses; long groups run first, one at a time where they fill a batch."""
+    return pair_logps(load_model(_place(name), torch_dtype="auto" if torch.cuda.is_available() else "float32"), groups)
+
+
+@torch.inference_mode()
+def pair_logps(model: Any, groups: Sequence[TokenizedGroup]) -> ResponseLogps:
+    """(G, 2) of both responses under a language model; long groups run first, one at a time where they fill a batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = load_model(_place(name), torch_dtype="float32" if device == "cpu" else "auto")
     policy = to_policy(model.to(device).eval())
     sums = torch.zeros(len(groups), 2)
     for batch in _batches([len(g.prompt_ids) * 2 + sum(map(len, g.response_ids)) for g in groups]):

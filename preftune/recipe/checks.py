@@ -209,6 +209,7 @@ def _check_watch(recipe: Recipe) -> None:
     keys = ("watch_prompts", "watch_steps", "on_collapse")
     if recipe.objective == "ppo":
         _refuse_idle(recipe, ("watch", *keys), "ppo samples answers at every step and logs their length, score and kl")
+        _refuse_idle(recipe, ("record_margins",), "ppo trains on no pairs")
     elif recipe.build_objective().reads == Reads.SCORES:
         _refuse_idle(recipe, ("watch", *keys), f"{recipe.objective} trains a value head, which gives no answers")
     elif not recipe.watch:

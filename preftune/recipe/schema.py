@@ -94,7 +94,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "step": ("micro_batch_tokens", "total_batch_size", "share_prompt", "disable_dropout", "road"),
     "saving": ("value_head_format", "rescue_minutes", "on_nonfinite"),
-    "watch": ("watch", "watch_prompts", "watch_steps", "on_collapse"),
+    "watch": ("watch", "watch_prompts", "watch_steps", "on_collapse", "record_margins"),
 }
 SCHEMA_KEYS: tuple[str, ...] = tuple(key for keys in GROUPS.values() for key in keys)
 
@@ -173,6 +173,7 @@ class Recipe:
         watch_prompts: how many, from the evaluation set, else from what is trained on.
         watch_steps: steps between two looks beside those at evaluations; null: a tenth of the run, at least ten.
         on_collapse: warn; stop with an error; or rollback: end with the model of the last healthy checkpoint.
+        record_margins: write the margin of every pair at each of its visits to margins.jsonl, for `preftune autopsy`.
         objective_args: the objective's own keys.
         training: fields of `TrainingArguments`.
         origin: the file, for error messages.
@@ -249,6 +250,7 @@ class Recipe:
     watch_prompts: int = 16
     watch_steps: int | None = None
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    record_margins: bool = True
     objective_args: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     origin: str = field(default="recipe", compare=False, repr=False)

@@ -23,6 +23,7 @@ STAGING = ".incomplete"
 MANIFEST = "manifest.json"
 LOG = "log.jsonl"
 ANSWERS = "watch.jsonl"  # of the collapse watch
+MARGINS = "margins.jsonl"  # of every pair
 SUMMARY = "summary.json"
 NAME = re.compile(r"(checkpoint|rescue)-(\d+)")
 RESCUES = 2  # kept: when the newest turns out damaged, there is another
@@ -104,7 +105,7 @@ def set_aside(run: Path, beyond: int = -1) -> Path | None:
     while (place := run / f"earlier-{number}").exists():
         number += 1
     place.mkdir()
-    more = [run / SUMMARY, run / LOG, run / ANSWERS] if beyond < 0 else []
+    more = [run / SUMMARY, run / LOG, run / ANSWERS, run / MARGINS] if beyond < 0 else []
     for path in (*left, *(path for path in more if path.exists())):
         path.rename(place / path.name)
     return place

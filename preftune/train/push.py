@@ -31,7 +31,7 @@ PATTERNS = (
     *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md", "LICENSE*"),
     *("recipe.yaml", "log.jsonl", "watch.jsonl", "samples.md", "plots/*.png", "samples/*.md"),
 )
-LEFT_OUT = ("trainer_state.json", "manifest.json")
+LEFT_OUT = ("trainer_state.json", "manifest.json", "autopsy.json")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 _TEXT_BYTES = 2**20  # of a text file that are looked through for a token
 

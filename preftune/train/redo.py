@@ -57,6 +57,8 @@ class Before:
         metrics = trainer.metrics
         metrics.names, metrics.sums, metrics.tokens = self.metrics
         trainer.running.totals, trainer.running.pending = self.totals, []
+        if trainer.margins is not None:
+            trainer.margins.drop()
         if self.loss is not None:
             trainer._tr_loss.copy_(self.loss)
 

@@ -48,6 +48,7 @@ from preftune.train.checkpointing import settle_checkpoint_layers
 from preftune.train.data import load_groups
 from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
+from preftune.train.margins import record_margins
 from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
 from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
@@ -148,6 +149,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     watch = (
         watch_collapse(trainer, recipe.watch_prompts, recipe.watch_steps, recipe.on_collapse) if recipe.watch else None
     )
+    if recipe.record_margins:
+        record_margins(trainer)
     if resume is not None:
         trainer.check_same_run(resume)
     trainer.accelerator.wait_for_everyone()  # all have looked for the checkpoint before anything is moved

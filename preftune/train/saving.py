@@ -44,6 +44,7 @@ class SealedTrainer(HeldTrainer):
     clock: RescueClock | None = None
     window: Window | None = None  # the logging window of the checkpoint that is saved or loaded
     watch: Any = None  # of a collapse (`preftune.train.watch`): its start is part of a checkpoint
+    margins: Any = None  # of every pair (`preftune.train.margins`)
     staging = False
     upload_later = False  # push_to_hub waits for upload_run
     window_start = 0.0  # of the throughput that is logged; time spent saving is moved out of it
@@ -167,6 +168,8 @@ class SealedTrainer(HeldTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.window = Window.of(self, self._summed)
         started = time.perf_counter()
+        if self.margins is not None:
+            self.margins.flush(durable=True)  # before the checkpoint that says they were seen
         run = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         rescue = self.clock is not None and self.clock.saves(self.args, self.state)

@@ -297,6 +297,8 @@ class PreferenceTrainer(SealedTrainer):
         every = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         counts, ranks = step_counts(inputs), accelerator.num_processes
         total = torch.zeros((), device=device)
+        if self.margins is not None:
+            self.margins.open(inputs)
         inputs = self._prepared(model, inputs)
         for number, batch in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
@@ -312,6 +314,8 @@ class PreferenceTrainer(SealedTrainer):
             output = self.metrics.add(batch, policy, self.loss)
             self.running.add(output, batch)
             self.guard.note(batch, policy.sums)
+            if self.margins is not None:
+                self.margins.add(number, batch, output.rewards)
         self.in_memory.share_gradients()
         if self.loss.objective.baseline == Baseline.RUNNING:
             self.running.close_step(self._summed)
@@ -347,6 +351,8 @@ class PreferenceTrainer(SealedTrainer):
             logs |= {name: value for name, value in drained.items() if name != "loss"}
             logs["tokens_per_second"] = tokens / max(now - self.window_start, 1e-9)
             self.window_start = now
+            if self.margins is not None:
+                self.margins.flush()
         super().log(logs, start_time)
 
     def _summed(self, values: Tensor) -> Tensor:

@@ -154,6 +154,7 @@ SCHEMA_VALUES = {
     "watch_prompts": 7,
     "watch_steps": 3,
     "on_collapse": "rollback",
+    "record_margins": False,
     "freeze": ["embeddings", "layers.0-1"],
     "load_in_4bit": True,
     "load_in_8bit": True,

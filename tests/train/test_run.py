@@ -256,7 +256,13 @@ def test_a_fresh_run_sets_the_checkpoints_of_an_earlier_one_aside(work):
     saving = {**work, "save_strategy": "steps", "save_steps": 2}
     train(None, **saving)
     train(None, **{**saving, "max_steps": 2})
-    assert sorted(os.listdir("run/earlier-1")) == ["checkpoint-2", "checkpoint-4", "log.jsonl", "summary.json"]
+    assert sorted(os.listdir("run/earlier-1")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "log.jsonl",
+        "margins.jsonl",
+        "summary.json",
+    ]
     assert [name for name in os.listdir("run") if name.startswith("checkpoint")] == ["checkpoint-2"]
     with pytest.raises(CheckpointError, match="is of another run: seed 42 then, 1 now"):
         train(None, **{**saving, "max_steps": 2, "seed": 1, "resume_from_checkpoint": "true"})

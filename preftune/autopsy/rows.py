@@ -1,0 +1,51 @@
+"""Which example of the data a trajectory is of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from preftune.autopsy.trajectories import Key, Trajectory
+from preftune.recipe import Recipe
+from preftune.train.data import tokenize_for
+from preftune.train.margins import digest_of, source_of
+from preftune.train.tokenizer import load_run_tokenizer
+from preftune.types import Example, Origin
+
+logger = logging.getLogger(__name__)
+
+
+def find_examples(recipe: Recipe, pairs: Sequence[Trajectory], examples: Sequence[Example]) -> dict[Key, list[int]]:
+    """The places in `examples` of each pair; several where a mixture reads a row more than once.
+
+    Rows and pairs that are alone at their place in the data are each other's. Where a row gives several pairs, they
+    are told apart by their token ids.
+    """
+    by_row: dict[tuple[str, int], list[int]] = {}
+    for place, example in enumerate(examples):
+        by_row.setdefault((source_of(example.origin), example.origin.row), []).append(place)
+    digests: dict[tuple[str, int], list[Key]] = {}
+    for pair in pairs:
+        digests.setdefault(pair.key[:2], []).append(pair.key)
+    found: dict[Key, list[int]] = {}
+    unclear: list[int] = []
+    for row, keys in digests.items():
+        places = by_row.get(row, [])
+        if len(keys) == 1 and len({examples[place].responses for place in places}) == 1:
+            found[keys[0]] = places
+        else:
+            unclear += places
+    for place, digest in _digests(recipe, examples, unclear).items():
+        key = (source_of(examples[place].origin), examples[place].origin.row, digest)
+        found.setdefault(key, []).append(place)
+    return found
+
+
+def _digests(recipe: Recipe, examples: Sequence[Example], places: Sequence[int]) -> Mapping[int, int]:
+    if not places:
+        return {}
+    tokenizer, _ = load_run_tokenizer(recipe)
+    numbered = [replace(examples[place], origin=Origin("rows", "train", place)) for place in places]
+    groups, _ = tokenize_for(replace(recipe, dedupe=False), tokenizer, numbered)
+    return {group.origin.row: digest_of(group.response_ids) for group in groups}
