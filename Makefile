@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"$$python" -m venv .venv
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt \
-	  -e ".[dev,docs,zstd,lora,quant,deepspeed,eval,harness,serve,web]"
+	  -e ".[dev,docs,zstd,lora,quant,deepspeed,eval,harness,serve,web,gguf]"
 	@touch $(STAMP)
 
 demo: setup

@@ -33,7 +33,7 @@ ALLOWED = {
     "report": BASE | {"train", "evaluation"},
     "serve": MIDDLE | KEPT | {"train", "endpoint", "generation"},
     "api": BASE | {"data", "model", "generation", "serve"},
-    "export": MIDDLE | KEPT | {"train"},
+    "export": MIDDLE | KEPT | {"train", "serve"},
     "web": MIDDLE | {"train", "generation", "serve"},
     "experiments": MIDDLE,  # runs are processes of their own
     "demo": MIDDLE | {"train", "evaluation", "serve"},

@@ -12,6 +12,7 @@ _EPILOG = """examples:
   preftune export runs/lora --out models/mine
   preftune export runs/demo/checkpoint-40 --out models/demo --dtype bfloat16
   preftune export models/mine --out models/mine-small-files --max-shard-size 500MB
+  preftune export runs/simpo --out models/gguf --format gguf --dtype q8_0     # llama.cpp, Ollama
 
 MODEL is a run folder, a checkpoint, a model, an adapter (merged into its base model, which its config names), a reward
 model, or a hub name.
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         options.model,
         options.out,
         ExportOptions(
+            format=options.format,
             dtype=options.dtype,
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
@@ -59,10 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="a run folder, checkpoint, model, adapter or hub name")
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument(
+        "--format", choices=("safetensors", "gguf"), default="safetensors", help="gguf: for llama.cpp and Ollama"
+    )
+    parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", "float32", "bfloat16", "float16", "q8_0"),
         default="auto",
-        help="of the weights (as they are)",
+        help="of the weights (as they are); q8_0 of GGUF alone",
     )
     parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="largest file (5GB)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")

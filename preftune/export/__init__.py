@@ -1,1 +1,1 @@
-"""A trained model as others take it: one folder of safetensors with tokenizer, template and card (`write.py`)."""
+"""A trained model as others take it: one folder of safetensors with tokenizer, template and card, or one GGUF file."""

@@ -21,7 +21,8 @@ def exported_card(title: str, run: Path | None, facts: dict[str, Any]) -> str:
     written = run / "README.md" if run is not None else None
     has_card = written is not None and is_card(written)
     header, body = _parts(written.read_text(encoding="utf-8")) if written is not None and has_card else ({}, "")
-    header["library_name"] = "transformers"  # an adapter's card says peft
+    # an adapter's card says peft
+    header["library_name"] = "gguf" if facts["format"] == "gguf" else "transformers"
     header.setdefault("tags", ["preftune"])
     if facts["kind"] == "language model":
         header["pipeline_tag"] = "text-generation"
@@ -53,5 +54,9 @@ def _origin(facts: dict[str, Any]) -> str:
 
 
 def _use(facts: dict[str, Any]) -> str:
+    if facts["format"] == "gguf":
+        return (
+            "It runs with llama.cpp as it is (`llama-cli -m model.gguf`), and with `ollama create NAME -f Modelfile`."
+        )
     verb = "preftune score FOLDER answers.jsonl" if facts["kind"] == "reward model" else "preftune chat FOLDER"
     return f"It loads with transformers as it is, and with `{verb}`."

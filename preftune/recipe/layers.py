@@ -85,7 +85,7 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(text: str, place: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = " ".join(str(error.problem).split())
@@ -141,7 +141,7 @@ def _split(word: str) -> tuple[str, str]:
 def parse_value(text: str) -> Any:
     """A number, bool, null, list or mapping where the text clearly is one, else the text itself."""
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506
     except (yaml.YAMLError, ValueError):
         return text
     if isinstance(value, dict) and not text.lstrip().startswith("{"):  # `run: a` is text, not a mapping

@@ -146,7 +146,7 @@ def _watched_answers(path: Path) -> list[str]:
         return []
     first, last = looks[0], looks[-1]
     rows = [
-        f"| {_cell(before['prompt'])} | {_cell(before['answer'])} | {_cell(after['answer'])} |"
+        f"| {cell(before['prompt'])} | {cell(before['answer'])} | {cell(after['answer'])} |"
         for before, after in zip(first["answers"], last["answers"], strict=False)
     ][:WATCHED_ROWS]
     heading = f"| prompt | after step {first['step']} | after step {last['step']} |"
@@ -154,7 +154,7 @@ def _watched_answers(path: Path) -> list[str]:
             heading, "|---|---|---|", *rows, ""]  # fmt: skip
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text of a model that can neither break a table nor be taken for Markdown or HTML."""
     plain = " ".join(text.split())[:CELL_CHARACTERS]
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain) or "(empty)"

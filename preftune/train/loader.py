@@ -182,7 +182,7 @@ def step_loader(source: Any, workers: int = 0) -> StepLoader:
 
 def open_step(item: Step | bytes) -> Step:
     """What the loader yields, as a step."""
-    return pickle.loads(item) if isinstance(item, bytes) else item  # our own worker made it
+    return pickle.loads(item) if isinstance(item, bytes) else item  # noqa: S301, our own worker made it
 
 
 def _only(items: list[Step]) -> Step:

@@ -54,6 +54,7 @@ from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
 from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.rescue import drop_rescues
+from preftune.train.scored import write_scored
 from preftune.train.stream import GroupStream
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard_trackers, usable_trackers
@@ -179,6 +180,7 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         save_plain_lora(trainer.model, folder)
     if trainer.is_world_process_zero() and trainer.loss.objective.reads == Reads.SCORES:
         save_value_head(trainer.model, folder, recipe.value_head_format)
+        write_scored(trainer, folder)
     done_before = step_of(resume) if resume else 0
     summary = _summary(recipe, trainer, report, done_before, loop, time.perf_counter() - started)
     best = say_best(trainer)

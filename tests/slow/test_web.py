@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.main import main
 from preftune.data import load_preferences
+from preftune.export.write import export_model
 from preftune.train.checkpoint import checkpoints
 from tests.web.browser import BROWSER, DRIVER, open_browser, serving, set_size, wait_for
 from tests.web.conftest import save_model, save_pairs
@@ -36,7 +37,7 @@ for (const side of [0, 1]) new MutationObserver(() => {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models (random, an adapter over it, the real one where there is one) and data."""
+    """Models (random, an adapter over it, the two merged, the real one where there is one) and data."""
     folder = tmp_path_factory.mktemp("web")
     save_model(folder / "before", 0)
     adapter = get_peft_model(
@@ -45,13 +46,14 @@ def folder(tmp_path_factory):
     )
     adapter.save_pretrained(folder / "lora")
     AutoTokenizer.from_pretrained(folder / "before").save_pretrained(folder / "lora")
+    export_model(str(folder / "lora"), folder / "merged")
     save_pairs(folder / "data/pairs.jsonl")
     return folder
 
 
 @pytest.fixture(scope="module")
 def driver(folder):
-    models = ["before", "lora", *([str(REAL)] if REAL.is_dir() else [])]
+    models = ["before", "lora", "merged", *([str(REAL)] if REAL.is_dir() else [])]
     with serving([*models, "--data", "data"], folder) as address, open_browser(folder / "profile") as driver:
         driver.get(f"{address}/?lang=en")
         wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, "#presets button"))
@@ -133,6 +135,17 @@ def test_the_real_model_tells_a_story_and_can_be_stopped(page):
     wait_for(lambda: page["send"].is_enabled(), 10)
     assert not page["vote-0"].is_enabled()
     Select(page["model-1"]).select_by_visible_text("lora")
+
+
+def test_an_adapter_and_the_merged_model_answer_alike(page):
+    for side, name in enumerate(("lora", "merged")):
+        Select(page[f"model-{side}"]).select_by_visible_text(name)
+    page.set("temperature", 0)
+    page.set("max_tokens", 20)
+    adapter, merged = page.ask("Who are you?")
+    assert adapter == merged != ""
+    for side, name in enumerate(("before", "lora")):
+        Select(page[f"model-{side}"]).select_by_visible_text(name)
 
 
 def test_data_is_shown_as_it_is_trained_on(page, driver):

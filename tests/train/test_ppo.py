@@ -120,6 +120,12 @@ def test_a_run_leaves_its_folder(work):
     AutoModelForCausalLM.from_pretrained("run")
 
 
+def test_a_run_without_evaluations_shows_what_its_last_step_was_taken_on(work):
+    train(None, **work)
+    assert [path.name for path in Path("run/samples").iterdir()] == ["step-1.md"]
+    assert "## Samples" in Path("run/README.md").read_text()
+
+
 CHANGED = {
     "whiten_rewards": True, "kl_coef": 5.0, "cliprange": 0.01, "vf_coef": 10.0, "cliprange_value": 1e-4,
     "gamma": 0.5, "lam": 0.1, "num_ppo_epochs": 1, "num_mini_batches": 2, "response_length": 3, "temperature": 2.0,

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune import train
 from preftune.cli.main import main
-from preftune.data import generation_prompt_ids
+from preftune.data import generation_prompt_ids, load_preferences
 from preftune.demo.corpus import corpus_texts
 from preftune.demo.model import build_model
 from preftune.demo.settings import ModelSettings
 from preftune.demo.tokenizer import train_tokenizer
 from preftune.errors import CheckpointError, DataError, ModelError, RecipeError
+from preftune.serve.reward import open_reward_model, score_examples
 from preftune.train.record import read_log
 from preftune.types import Message
 
@@ -87,6 +88,21 @@ def test_a_run_leaves_its_folder(work):
     assert "simpo: -log σ(2·(A_w - A_l - 0.5))" in card
     assert "3 looks at the answers to 16 prompts" in card
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_peft": True}, {"objective": "reward"}], ids=["full", "lora", "reward"])
+def test_every_kind_of_run_has_a_card_with_plots_and_samples(kind, work):
+    train(None, **work, **kind)
+    card = Path("run/README.md").read_text()
+    assert "## Samples" in card and "![loss](plots/loss.png)" in card and "What is 0 plus" in card
+
+
+def test_the_samples_of_a_reward_model_are_its_scores(work):
+    train(None, **work, objective="reward", eval_dataset="pairs.jsonl")
+    heading, _, _, _, *rows = Path("run/samples.md").read_text().splitlines()
+    assert heading == "# Scores of 8 held-out rows"
+    scores = score_examples(open_reward_model("run"), list(load_preferences("pairs.jsonl"))[:8]).values
+    assert [float(row.split("|")[-2]) for row in rows] == pytest.approx([s for pair in scores for s in pair], rel=0.01)
 
 
 def test_the_resolved_recipe_gives_the_same_weights(work):

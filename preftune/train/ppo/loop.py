@@ -131,6 +131,7 @@ class PPOTrainer:
         )
         self.window: list[dict[str, float]] = []
         self.tokens_seen = 0
+        self.newest: tuple[Sequence[Prompt], Rollout] | None = None
 
     # --- set up
 
@@ -178,6 +179,7 @@ class PPOTrainer:
             self._one_step(started, first)
         if self.args.do_eval and self.held_out and not self._evaluated_here() and not self._interrupted():
             self._evaluate()
+        self._show_training()
         self.control = self.callbacks.on_train_end(self.args, self.state, self.control)
         return self.state
 
@@ -218,6 +220,7 @@ class PPOTrainer:
     def _update(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         rollout = self._rolled_out(prompts)
         rate = float(self.scheduler.get_last_lr()[0])
+        self.newest = prompts, rollout
         updated = self.updater.run(rollout, targets_of(rollout, self.ppo, self._summed))
         self.scheduler.step()
         figures = rollout.to_metrics(self.ppo)
@@ -278,6 +281,12 @@ class PPOTrainer:
             write_samples(Path(self.args.output_dir), self.state.global_step, mine, rollout)
         self.control = self.callbacks.on_evaluate(self.args, self.state, self.control, figures)
         return self._is_best(figures)
+
+    def _show_training(self) -> None:
+        """Samples of a run without evaluations: those that its last step was taken on."""
+        evaluated = any("eval_objective/scores" in line for line in self.state.log_history)
+        if self.newest is not None and not evaluated and self.state.is_world_process_zero:
+            write_samples(Path(self.args.output_dir), self.state.global_step - 1, *self.newest)
 
     def _is_best(self, figures: dict[str, float]) -> bool:
         name = self.args.metric_for_best_model
