@@ -211,7 +211,8 @@ def page(result: dict[str, Any]) -> str:
     settings = ", ".join(f"{key} {SETTINGS[key]:g}" for key in keys)
     return f"""# Autopsy: labels flipped on purpose
 
-`{result["command"]}`, commit {result["commit"]}, {result["machine"]}; {result["seconds"] / 60:.0f} minutes.
+`{result["command"]}`{", a run for each seed" if result.get("joined") else ""}, commit
+{result["commit"]}, {result["machine"]}; {result["seconds"] / 60:.0f} minutes.
 
 {first["rows"]} pairs of `dpo_emoji_english_gpt` (the better answer has emoji), of which {first["flipped"]} were turned
 around; {first["held_out"]} held-out pairs as they were. stories260K-llama (0.26 million parameters), SimPO, {settings}.
@@ -315,7 +316,13 @@ def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     assert all((part["settings"], part["commit"]) == (first["settings"], first["commit"]) for part in parts)
     seeds = [one for part in parts for one in part["seeds"]]
     said = shlex.join(["python", "benchmarks/autopsy.py", "--seeds", *(str(one["seed"]) for one in seeds)])
-    return {**first, "command": said, "seconds": sum(part["seconds"] for part in parts), "seeds": seeds}
+    return {
+        **first,
+        "joined": len(parts),
+        "command": said,
+        "seconds": sum(part["seconds"] for part in parts),
+        "seeds": seeds,
+    }
 
 
 def _save(record: Path, result: dict[str, Any]) -> None:
