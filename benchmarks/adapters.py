@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,9 @@ RATES, BETAS = (5e-5, 1e-4, 2e-4, 4e-4), (0.05, 0.1)
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
 # name: what it is, steps, pairs of a step; of the small model, or of a Llama with random weights
 CELLS: dict[str, dict[str, Any]] = {
-    "small": {"model": "stories260K, 260 thousand parameters", "max_steps": 60, "total_batch_size": 16},
-    "short": {"model": "Llama, 36 million parameters, random weights", "max_steps": 12, "total_batch_size": 2},
-    "long": {"model": "Llama, 36 million parameters, random weights", "max_steps": 4, "total_batch_size": 16},
+    "small": {"model": "stories260K, 260 thousand parameters", "max_steps": 30, "total_batch_size": 16},
+    "short": {"model": "Llama, 36 million parameters, random weights", "max_steps": 8, "total_batch_size": 2},
+    "long": {"model": "Llama, 36 million parameters, random weights", "max_steps": 3, "total_batch_size": 10},
 }
 
 
@@ -48,17 +49,19 @@ def build_llama(folder: Path, tokenizer: Path) -> None:
     words.save_pretrained(folder)
 
 
-def sweep(folder: Path, recipe: Path, name: str, *words: str) -> float:
-    """The wall seconds of a sweep into `folder / name`."""
+def sweep(folder: Path, recipe: Path, name: str, *words: str) -> dict[str, float]:
+    """Wall and CPU seconds of a sweep into `folder / name`."""
     tries = [f"learning_rate={','.join(map(str, RATES))}", f"beta={','.join(map(str, BETAS))}"]
     command = [sys.executable, "-m", "preftune", "sweep", str(recipe), "--output", str(folder / name), *words]
     command += [word for one in tries for word in ("--try", one)]
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(report.ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(f"adapters.py: {' '.join(command)} ended with {done.returncode}; see {folder / name}")
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.perf_counter() - started, "cpu_seconds": cpu}
 
 
 def measure(cell: dict[str, Any], folder: Path, data: Path) -> dict[str, Any]:
@@ -88,8 +91,8 @@ def measure(cell: dict[str, Any], folder: Path, data: Path) -> dict[str, Any]:
     summary = json.loads((arms(folder / "alone")[0] / "model/summary.json").read_text())
     return {
         "tokens_per_step": round(summary["tokens_total"] / cell["max_steps"]),
-        "alone": {"seconds": alone, "steps": sum(spans["alone"])},
-        "together": {"seconds": together, "steps": min(spans["together"])},  # one joint loop: the others end later
+        "alone": {**alone, "steps": sum(spans["alone"])},
+        "together": {**together, "steps": min(spans["together"])},  # one joint loop: the others end later
         **differences(folder),
     }
 
@@ -128,19 +131,29 @@ def differences(folder: Path) -> dict[str, float]:
 
 
 def render(found: dict[str, dict[str, Any]], context: dict[str, Any]) -> str:
-    header = ["model", "steps of pairs", "tokens of a step", "way", "seconds", "of these steps", "all else"]
+    header = [
+        "model",
+        "steps of pairs",
+        "tokens of a step",
+        "way",
+        "seconds",
+        "of these steps",
+        "all else",
+        "CPU seconds",
+    ]
     rows, lines = [], []
     for name, cell in found.items():
         alone, together = cell["alone"], cell["together"]
         for way, took in (("8 runs alone", alone), ("together", together)):
             rest = took["seconds"] - took["steps"]
-            figures = [f"{took['seconds']:.1f}", f"{took['steps']:.1f}", f"{rest:.1f}"]
+            figures = [f"{took['seconds']:.1f}", f"{took['steps']:.1f}", f"{rest:.1f}", f"{took['cpu_seconds']:.1f}"]
             size = f"{cell['max_steps']} of {cell['total_batch_size']}"
             rows.append([cell["model"], size, str(cell["tokens_per_step"]), way, *figures])
         saved = alone["seconds"] - together["seconds"]
         of_steps = (alone["steps"] - together["steps"]) / saved if saved > 0 else float("nan")
         lines.append(
-            f"- {name}: {alone['seconds'] / together['seconds']:.2f} times as fast in all, the steps "
+            f"- {name}: {alone['seconds'] / together['seconds']:.2f} times as fast in all ("
+            f"{alone['cpu_seconds'] / together['cpu_seconds']:.2f} by CPU seconds), the steps "
             f"{alone['steps'] / together['steps']:.2f} times; {of_steps:.0%} of what is saved are steps. Largest "
             f"difference of a weight {cell['weight_difference']:.1e}, of a loss {cell['loss_difference']:.1e}."
         )

@@ -32,7 +32,8 @@ NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "reference_model_name_or_path": ((None,), "the base model is the reference"),
     "streaming": ((False,), "a stream is read once"),
     "checkpoint_layers": ((None,), _LAYERS),
-    "gradient_checkpointing": ((False, None), _LAYERS),
+    "activation_checkpointing": ((False, None), _LAYERS),
+    "gradient_checkpointing": ((False, None), _LAYERS),  # as earlier releases of transformers call it
     "torch_compile": ((False, None), _LAYERS),
     "use_liger_kernel": ((False, None), _LAYERS),
     "neftune_noise_alpha": ((None,), "its noise is drawn for one model"),

@@ -79,11 +79,11 @@ def hold_meeting(partners: Sequence[Partner]) -> None:
     waiting: list[Partner] = []
     try:
         while ready or waiting:
+            for partner in partners:
+                partner.interrupt.first, partner.interrupt.number = signals.first, signals.number
             for partner in ready:
                 partner.let()
             waiting += [partner for partner in ready if partner.step is not None]
-            for partner in waiting:
-                partner.interrupt.first, partner.interrupt.number = signals.first, signals.number
             ready = _next_of(waiting)
             waiting = [partner for partner in waiting if partner not in ready]
             if ready:

@@ -14,12 +14,12 @@ def recipe(**keys):
     "keys, reason",
     [
         ({"use_peft": False}, "'use_peft' is false"),
-        ({"objective": "ppo"}, "'objective' ppo answers prompts"),
+        ({"objective": "ppo", "reward_model_name_or_path": "r"}, "'objective' ppo answers prompts"),
         ({"objective": "reward"}, "'objective' reward trains a value head"),
         ({"disable_dropout": False, "lora_dropout": 0.1}, "'disable_dropout' is false"),
         ({"use_dora": True}, "'use_dora' is True"),
         ({"lora_init": "pissa"}, "'lora_init' is 'pissa'"),
-        ({"gradient_checkpointing": True}, "'gradient_checkpointing' is True"),
+        ({"gradient_checkpointing": True}, "'activation_checkpointing' is True"),
         ({"streaming": True, "max_steps": 5}, "'streaming' is True"),
     ],
 )
