@@ -137,7 +137,8 @@ def _without_nproc(arguments: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preftune train",
-        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--nproc N] [--dry-run]",
+        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--nproc N] [--dry-run]"
+        "\n       preftune train RECIPE.yaml --together RECIPE.yaml ... [--json]",
         description="Train a model by a recipe. key=value, --key=value and nested.key=value win over the file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -65,12 +65,12 @@ def check_stackable(model: Any) -> None:
 
 
 class StackedDecoder:
-    """The decoder of several adapted models (policies already) that share their base."""
+    """The decoder of several adapted models that share their base; the one numbered `policy` is a policy already."""
 
-    def __init__(self, models: Sequence[Any]) -> None:
+    def __init__(self, models: Sequence[Any], policy: int = 0) -> None:
         bases = [model.get_base_model() for model in models]
         self.members: list[int] = []
-        self.model = copy.deepcopy(bases[0], _kept(bases[0], trained=True)).train()
+        self.model = copy.deepcopy(bases[policy], _kept(bases[policy], trained=True)).train()
         for path, layer in list(self.model.named_modules()):
             if hasattr(layer, "lora_A") and layer is not self.model.get_output_embeddings():
                 parent, _, name = path.rpartition(".")

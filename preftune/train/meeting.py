@@ -87,7 +87,7 @@ def hold_meeting(partners: Sequence[Partner]) -> None:
             ready = _next_of(waiting)
             waiting = [partner for partner in waiting if partner not in ready]
             if ready:
-                decoder = decoder or StackedDecoder([partner.model for partner in partners])
+                decoder = decoder or StackedDecoder([one.model for one in partners], ready[0].number)
                 _answer(decoder, ready)
     finally:
         signals.close()

@@ -27,9 +27,10 @@ VARIANTS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_pictures():
-    """They are most of the time of runs like these."""
+def surroundings(tmp_path_factory):
+    """A cache of these tests alone; and no pictures, which are most of the time of runs like these."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PREFTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patched.setattr("preftune.train.run.plot_log", lambda log, folder: [])
         yield
 
@@ -55,7 +56,6 @@ def recipe(tmp_path_factory, model):
         "model_name_or_path": str(model),
         "dataset": str(folder / "train.jsonl"),
         "eval_dataset": str(folder / "eval.jsonl"),
-        "reference_cache": str(folder / "cache"),
         "use_peft": True,
         "max_length": 64,
         "total_batch_size": 8,
