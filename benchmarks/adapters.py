@@ -31,9 +31,9 @@ RATES, BETAS = (5e-5, 1e-4, 2e-4, 4e-4), (0.05, 0.1)
 LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8}
 # name: what it is, steps, pairs of a step; of the small model, or of a Llama with random weights
 CELLS: dict[str, dict[str, Any]] = {
-    "small": {"model": "stories260K, 260 thousand parameters", "max_steps": 30, "total_batch_size": 16},
-    "short": {"model": "Llama, 36 million parameters, random weights", "max_steps": 8, "total_batch_size": 2},
-    "long": {"model": "Llama, 36 million parameters, random weights", "max_steps": 3, "total_batch_size": 10},
+    "small": {"model": "stories260K, 260 thousand parameters", "max_steps": 40, "total_batch_size": 4},
+    "short": {"model": "Llama, 36 million parameters, random weights", "max_steps": 6, "total_batch_size": 2},
+    "long": {"model": "Llama, 36 million parameters, random weights", "max_steps": 3, "total_batch_size": 16},
 }
 
 
@@ -180,13 +180,17 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.cells:
         with tempfile.TemporaryDirectory(prefix="adapters-") as folder:
             found[name] = {**CELLS[name], **measure(CELLS[name], Path(folder), Path(data))}
-    context["load_after"] = report.load_average()
-    page = render(found, context)
-    print(page)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "adapters.md").write_text(page, encoding="utf-8")
-    (options.out / "adapters.json").write_text(json.dumps({**context, "cells": found}, indent=1) + "\n", "utf-8")
+        context["load_after"] = report.load_average()
+        write(found, context, options.out)
+    print(render(found, context))
     return 0
+
+
+def write(found: dict[str, dict[str, Any]], context: dict[str, Any], folder: Path) -> None:
+    """After every cell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapters.md").write_text(render(found, context), encoding="utf-8")
+    (folder / "adapters.json").write_text(json.dumps({**context, "cells": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def test_what_stays_out_is_said_with_the_reason(tmp_path, recipe, caplog):
 @pytest.mark.slow
 def test_a_sweep_together_ranks_as_one_run_by_run(tmp_path, recipe, capsys):
     words = ["sweep", str(recipe), "use_peft=true", "watch=false", "--measure", "eval_loss", "--minimize"]
-    words += ["--try", "learning_rate=1e-3,2e-3,1e30", "--output"]
+    words += ["--try", "learning_rate=1e-3,1e30", "--output"]
     assert main([*words, str(tmp_path / "alone")]) == 0
     assert main([*words, str(tmp_path / "joint"), "--together"]) == 0
     alone, joint = (json.loads((tmp_path / name / "sweep.json").read_text())["settings"] for name in ("alone", "joint"))
