@@ -11,12 +11,15 @@ from preftune.errors import RecipeError
 _EPILOG = """examples:
   preftune sweep my.yaml --try learning_rate=3e-7,5e-7 --try beta=2,2.5 --seeds 0 1 2
   preftune sweep my.yaml --grid simpo --random 8 --output runs/search
+  preftune sweep my.yaml use_peft=true --try learning_rate=2e-5,5e-5,1e-4,2e-4 --together
   preftune sweep my.yaml max_steps=200 --try gamma_beta_ratio=0.3,0.5 --measure reward \\
       --reward-model runs/reward --prompts heldout.jsonl
 
 Measures: accuracy (of held-out pairs), reward (mean score of fresh answers), health (nats a token by which held-out
 answers are less likely than before training), or any metric of a run's summary. The same command goes on after a stop.
 The best setting is written as winner.yaml, a recipe that runs.
+--together: LoRA runs that differ in the objective, its keys, and those of optimizer and schedule train in one process,
+over one base model and in the same packed steps, each as it would alone; the rest trains run by run, with the reason.
 """
 
 
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         text=options.text,
         max_tokens=options.max_tokens,
         jobs=options.jobs,
+        together=options.together,
     )
     rows = run_sweep(plan)
     write_sweep(plan, rows)
@@ -83,5 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--text", metavar="F.jsonl", help="rows with answers for --measure health; else the recipe's eval_dataset")
     add("--max-tokens", type=int, default=256, metavar="N", help="of a fresh answer (256)")
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time, on a GPU each where there are GPUs (1)")
+    add("--together", action="store_true", help="LoRA runs of one seed train in one process, over one base model")
     add("--output", metavar="FOLDER", help="runs/sweep-RECIPE by default")
     return parser

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ _EPILOG = """examples:
   preftune train model_name_or_path=my-model dataset=pairs.jsonl output_dir=runs/first
   preftune train --preset llama3-instruct-v2 --model my-model --data pairs.jsonl total_batch_size=128
   preftune train my.yaml --nproc 2
+  preftune train one.yaml --together two.yaml three.yaml
 
 Keys are flat: those of the recipe (model_name_or_path, dataset, max_length, total_batch_size ...), those of the
 objective (beta, gamma_beta_ratio ...) and every field of transformers.TrainingArguments (learning_rate ...).
@@ -67,12 +69,35 @@ def main(arguments: Sequence[str]) -> int:
     words = [f"{key}={value}" for key, value in named.items() if value is not None] + words
     if path is None and not words:
         parser.error("a RECIPE.yaml, --preset NAME, or keys are required")
+    if options.together is not None:
+        return _train_together(path, options, words)
     recipe = load_recipe(path, words)
     asked = asked_processes({**os.environ, "NPROC_PER_NODE": options.nproc} if options.nproc else None)
     if asked.starts and not options.dry_run:
         _build_demo_model(recipe)  # once, before there are several processes
         return launch(asked, ["train", *_without_nproc(arguments)])
     return run(recipe, dry_run=options.dry_run, as_json=options.json)
+
+
+def _train_together(path: str | None, options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Train several recipes at once; 0 where all ended well, else the first other exit code."""
+    if path is None or words or options.nproc or options.dry_run:
+        raise RecipeError("--together takes recipe files alone: preftune train A.yaml --together B.yaml C.yaml.")
+    from preftune.recipe import load_recipe
+    from preftune.train.together import train_together
+
+    recipes = [load_recipe(one) for one in (path, *options.together)]
+    _build_demo_model(recipes[0])
+    ends = train_together(recipes)
+    if options.json:
+        print(json.dumps([asdict(end) for end in ends], indent=2, ensure_ascii=False))
+    else:
+        for end, recipe in zip(ends, recipes, strict=True):
+            if end.summary is not None:
+                _print_summary(end.summary, recipe, as_json=False)
+            else:
+                print(f"{recipe.output_dir}: {end.said}")
+    return next((end.code for end in ends if end.code), 0)
 
 
 def run(recipe: Recipe, *, dry_run: bool, as_json: bool) -> int:
@@ -112,7 +137,8 @@ def _without_nproc(arguments: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="preftune train",
-        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--nproc N] [--dry-run]",
+        usage="preftune train RECIPE.yaml|--preset NAME [--model M] [--data D] [key=value ...] [--nproc N] [--dry-run]"
+        "\n       preftune train RECIPE.yaml --together RECIPE.yaml ... [--json]",
         description="Train a model by a recipe. key=value, --key=value and nested.key=value win over the file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -123,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="M", help="short for model_name_or_path=M")
     parser.add_argument("--data", metavar="D", help="short for dataset=D")
     parser.add_argument("--nproc", metavar="N", help="start N processes, as NPROC_PER_NODE=N does; of one machine each")
+    parser.add_argument(
+        "--together", metavar="RECIPE.yaml", nargs="+", help="adapters of these recipes too, over the same base model"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--json", action="store_true", help="print the summary (or the recipe) as JSON")
     return parser

@@ -4,6 +4,9 @@ An arm's folder holds `recipe.yaml`, `steps.json` (what is done, and what it pri
 processes said) and `model/`, the run. What is done is not done again, and a training that was stopped goes on from its
 last checkpoint. A training that the collapse watch ends makes its arm `collapsed`, which is a result; any other error
 makes it `failed`, and the arm is tried again by the next start.
+
+Arms that train together (`preftune train --together`) do so in one process, which says what it says in
+`together-N.log` beside `arms/`; each arm keeps its own part of what came out, and goes on by itself.
 """
 
 from __future__ import annotations
@@ -60,10 +63,13 @@ class Outcome:
     said: str = ""
 
 
-def run_arms(arms: Sequence[Arm], folder: Path, jobs: int = 1) -> list[Outcome]:
+def run_arms(arms: Sequence[Arm], folder: Path, jobs: int = 1, groups: Sequence[Sequence[Arm]] = ()) -> list[Outcome]:
     """Run what is left of the arms, `jobs` at a time; outcomes in the order of the arms.
 
     With GPUs each job has one of them in turn; without, the cores are shared out.
+
+    Args:
+        groups: arms that train together; the training of a group is one job.
 
     Raises:
         RecipeError: another process is at work in this folder.
@@ -71,7 +77,7 @@ def run_arms(arms: Sequence[Arm], folder: Path, jobs: int = 1) -> list[Outcome]:
     """
     (folder / "arms").mkdir(parents=True, exist_ok=True)
     with _alone(folder) as lock:
-        _work(arms, folder / "arms", jobs, lock)
+        _work(arms, folder / "arms", jobs, lock, groups)
     return [_outcome(arm, folder / "arms" / arm.name) for arm in arms]
 
 
@@ -89,18 +95,25 @@ def _alone(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _work(arms: Sequence[Arm], folder: Path, jobs: int, lock: int) -> None:
-    waiting = deque(arm for arm in arms if _next(arm, folder / arm.name) is not None)
-    log.info("%d arms, %d of them done before", len(arms), len(arms) - len(waiting))
-    running: dict[int, _Running] = {}
+def _work(arms: Sequence[Arm], folder: Path, jobs: int, lock: int, groups: Sequence[Sequence[Arm]] = ()) -> None:
+    left = [arm for arm in arms if _next(arm, folder / arm.name) is not None]
+    log.info("%d arms, %d of them done before", len(arms), len(arms) - len(left))
+    waiting = _jobs(left, folder, groups)
+    running: dict[int, _Running | _RunningTogether] = {}
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         while waiting or running:
             for place in range(jobs):
                 if waiting and place not in running:
-                    running[place] = _Running(waiting.popleft(), folder, _device(place, jobs), lock)
+                    members = waiting.popleft()
+                    environment = {**os.environ, **_device(place, jobs), "PYTHONPATH": _search_path()}
+                    running[place] = (
+                        _Running(members[0], folder, environment, lock)
+                        if len(members) == 1
+                        else _RunningTogether(members, folder, environment, lock)
+                    )
             for place in [place for place, one in running.items() if not one.goes_on()]:
-                del running[place]
+                waiting.extend((arm,) for arm in running.pop(place).left())
             time.sleep(0.05)
     except KeyboardInterrupt:  # Ctrl-C, and SIGTERM by `_terminated`
         for one in running.values():
@@ -110,6 +123,15 @@ def _work(arms: Sequence[Arm], folder: Path, jobs: int, lock: int) -> None:
         raise Interrupted("The runs have saved; the same command goes on from there.") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _jobs(left: Sequence[Arm], folder: Path, groups: Sequence[Sequence[Arm]]) -> deque[tuple[Arm, ...]]:
+    """The groups, as far as their arms have not trained yet, and every other arm by itself."""
+    training = {arm.name for arm in left if _next(arm, folder / arm.name) == arm.steps[0]}
+    joined = [tuple(arm for arm in group if arm.name in training) for group in groups]
+    joined = [group for group in joined if len(group) > 1]
+    names = {arm.name for group in joined for arm in group}
+    return deque([*joined, *((arm,) for arm in left if arm.name not in names)])
 
 
 def _terminated(number: int, frame: object) -> None:
@@ -132,11 +154,9 @@ def _device(place: int, jobs: int) -> dict[str, str]:
 class _Running:
     """An arm at work: one step after the other."""
 
-    def __init__(self, arm: Arm, folder: Path, environment: dict[str, str], lock: int) -> None:
-        self.arm, self.folder, self.lock = arm, folder / arm.name, lock
-        self.environment = {**os.environ, **environment, "PYTHONPATH": _search_path()}
-        self.folder.mkdir(exist_ok=True)
-        (self.folder / "recipe.yaml").write_text(arm.recipe, encoding="utf-8")
+    def __init__(self, arm: Arm, folder: Path, environment: Mapping[str, str], lock: int) -> None:
+        self.arm, self.folder, self.environment, self.lock = arm, folder / arm.name, environment, lock
+        _write_recipe(arm, self.folder)
         self._start()
 
     def _start(self) -> None:
@@ -145,18 +165,7 @@ class _Running:
         self.step, self.started = step, time.monotonic()
         log.info("%s: %s", self.arm.name, step.name)
         with (self.folder / "output.log").open("ab") as said, (self.folder / "printed").open("wb") as printed:
-            self.child = self._open(step, printed, said)
-
-    def _open(self, step: Step, printed: IO[bytes], said: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "preftune", *step.words],
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=said,
-            env=self.environment,
-            pass_fds=[self.lock],
-            start_new_session=True,  # Ctrl-C is ours to pass on, once
-        )
+            self.child = _open(step.words, printed, said, self.environment, self.lock)
 
     def goes_on(self) -> bool:
         """Whether there is still something to do; takes the next step where one has ended."""
@@ -169,20 +178,93 @@ class _Running:
         self._start()
         return True
 
+    def left(self) -> list[Arm]:
+        """What is to be gone on with by itself."""
+        return []
+
     def _record(self, code: int) -> None:
         entry: dict[str, Any] = {"code": code, "seconds": round(time.monotonic() - self.started, 1)}
         text = (self.folder / "printed").read_text("utf-8", errors="replace")
         if code:
             entry["said"] = _last_line(self.folder / "output.log")
-            level = logging.INFO if code == CollapseError.exit_code else logging.WARNING
-            log.log(level, "%s: %s ended with %d: %s", self.arm.name, self.step.name, code, entry["said"])
         elif self.step.prints_json:
             entry["printed"] = json.loads(text)
-        done = {**_done(self.folder), self.step.name: entry}
-        part = self.folder / "steps.part"
-        part.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(self.folder / "steps.json")
+        _note(self.arm, self.folder, self.step, entry)
         (self.folder / "printed").unlink()
+
+
+class _RunningTogether:
+    """Arms whose training is one process; each has its share of the seconds."""
+
+    def __init__(self, arms: Sequence[Arm], folder: Path, environment: Mapping[str, str], lock: int) -> None:
+        self.arms, self.folder, self.started = arms, folder, time.monotonic()
+        number = 1 + len(list(folder.parent.glob("together-*.log")))
+        self.log = folder.parent / f"together-{number}.log"
+        for arm in arms:
+            _write_recipe(arm, folder / arm.name)
+            with (folder / arm.name / "output.log").open("a", encoding="utf-8") as said:
+                said.write(f"Trains together with {len(arms) - 1} others: {self.log}\n")
+        log.info("%d arms train together: %s", len(arms), ", ".join(arm.name for arm in arms))
+        first, *others = [str(folder / arm.name / "recipe.yaml") for arm in arms]
+        words = ("train", first, "--together", *others, "--json")
+        with self.log.open("ab") as said, self.log.with_suffix(".json").open("wb") as printed:
+            self.child = _open(words, printed, said, environment, lock)
+
+    def goes_on(self) -> bool:
+        code = self.child.poll()
+        if code is not None:
+            self._record(code)
+        return code is None
+
+    def left(self) -> list[Arm]:
+        """Those that have trained, for their further steps."""
+        trained = [arm for arm in self.arms if _done(self.folder / arm.name)[arm.steps[0].name]["code"] == 0]
+        return [arm for arm in trained if _next(arm, self.folder / arm.name) is not None]
+
+    def _record(self, code: int) -> None:
+        """Of each arm its own end; where the process did not come to say them, what it said last."""
+        printed = self.log.with_suffix(".json")
+        try:
+            ends = json.loads(printed.read_text("utf-8"))
+        except ValueError:
+            ends = [{"code": code or 1, "said": _last_line(self.log)}] * len(self.arms)
+        seconds = round((time.monotonic() - self.started) / len(self.arms), 1)
+        for arm, end in zip(self.arms, ends, strict=True):
+            entry = {"code": end["code"], "seconds": seconds}
+            entry |= {"said": end["said"]} if end["code"] else {"printed": end["summary"]}
+            _note(arm, self.folder / arm.name, arm.steps[0], entry)
+        printed.unlink()
+
+
+def _write_recipe(arm: Arm, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(arm.recipe, encoding="utf-8")
+
+
+def _open(
+    words: Sequence[str], printed: IO[bytes], said: IO[bytes], environment: Mapping[str, str], lock: int
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "preftune", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=printed,
+        stderr=said,
+        env=environment,
+        pass_fds=[lock],
+        start_new_session=True,  # Ctrl-C is ours to pass on, once
+    )
+
+
+def _note(arm: Arm, folder: Path, step: Step, entry: dict[str, Any]) -> None:
+    """Keep how a step of an arm has ended."""
+    code = entry["code"]
+    if code:
+        level = logging.INFO if code == CollapseError.exit_code else logging.WARNING
+        log.log(level, "%s: %s ended with %d: %s", arm.name, step.name, code, entry["said"])
+    part = folder / "steps.part"
+    text = json.dumps({**_done(folder), step.name: entry}, indent=1, ensure_ascii=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / "steps.json")
 
 
 def _done(folder: Path) -> dict[str, Any]:

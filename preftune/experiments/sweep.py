@@ -18,6 +18,7 @@ from typing import Any
 
 from preftune.errors import RecipeError
 from preftune.experiments.arms import Arm, Outcome, Step, run_arms
+from preftune.experiments.together import joined
 from preftune.objectives import ON_POLICY, objective_class
 from preftune.recipe import Recipe, load_recipe
 from preftune.recipe.values import nearest
@@ -47,6 +48,7 @@ class Plan:
         text: rows whose answers tell the health; null: the recipe's held-out rows.
         max_tokens: of a fresh answer.
         jobs: arms at a time.
+        together: adapters of one seed train in one process over one base model, as far as their recipes allow it.
     """
 
     recipe: Path
@@ -62,6 +64,7 @@ class Plan:
     text: str | None = None
     max_tokens: int = 256
     jobs: int = 1
+    together: bool = False
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -118,7 +121,7 @@ def run_sweep(plan: Plan) -> list[Ranked]:
         Interrupted: stopped; the same call goes on.
     """
     arms = [make_arm(plan, settings, seed) for settings in plan.settings for seed in plan.seeds]
-    outcomes = run_arms(arms, plan.folder, plan.jobs)
+    outcomes = run_arms(arms, plan.folder, plan.jobs, joined(arms) if plan.together else ())
     return rank(plan, outcomes)
 
 

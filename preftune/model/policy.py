@@ -230,9 +230,15 @@ def layers_of(model: Any) -> list[nn.Module]:
     raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers.")
 
 
-def response_logps(model: Any, batch: PackedBatch, group_loss: GroupLoss | None = None) -> Any:
-    """Log-probs of a batch's responses under `model`, by its road; see `PolicyMixin`."""
-    states = states_of(model, batch)
+def response_logps(
+    model: Any, batch: PackedBatch, group_loss: GroupLoss | None = None, states: Tensor | None = None
+) -> Any:
+    """Log-probs of a batch's responses under `model`, by its road; see `PolicyMixin`.
+
+    Args:
+        states: (N, D), where they are known already; else the decoder is run.
+    """
+    states = states_of(model, batch) if states is None else states
     transform, head = HeadTransform.of(model.config.get_text_config()), scoring_head(model)
     groups, responses = batch.lengths.shape
     if group_loss is not None:

@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from preftune.train.data import load_groups
 from preftune.train.identity import run_settings
 from preftune.train.interrupt import SaveOnInterrupt
 from preftune.train.margins import record_margins
+from preftune.train.meeting import Partner
 from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
 from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
@@ -82,7 +84,7 @@ def train_recipe(recipe: Recipe, *, callbacks: Iterable[TrainerCallback] = ()) -
     """
     folder = Path(recipe.output_dir)
     check_writable(folder)
-    _refuse_to_forget(recipe)
+    refuse_to_forget(recipe)
     with said_plainly(folder):
         return _train(recipe, callbacks)
 
@@ -93,6 +95,29 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     quiet_transformers()
     if recipe.objective == "ppo":
         return _train_ppo(recipe, callbacks)
+    return run_loaded(recipe, load_run(recipe), started, callbacks)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run is made of; `known` are the groups that are known before training."""
+
+    args: PreferenceArguments
+    tokenizer: PreTrainedTokenizerBase
+    groups: list[TokenizedGroup] | GroupStream
+    report: TokenizationReport
+    known: list[TokenizedGroup]
+    held_out: list[TokenizedGroup] | None
+    model: Any
+    reference: Any
+
+
+def load_run(recipe: Recipe) -> Loaded:
+    """Tokenizer, rows and models of a recipe.
+
+    Raises:
+        PreftuneError: the data or the model is wrong.
+    """
     tokenizer, new_tokens = load_run_tokenizer(recipe)
     groups, report, known = _load_training(recipe, tokenizer)
     held_out = None
@@ -101,11 +126,28 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     args = build_arguments(recipe)
     set_seed(args.seed)
     model = load_trained_model(recipe, tokenizer, new_tokens)
+    return Loaded(args, tokenizer, groups, report, known, held_out, model, load_reference_model(recipe, new_tokens))
+
+
+def run_loaded(
+    recipe: Recipe,
+    loaded: Loaded,
+    started: float,
+    callbacks: Iterable[TrainerCallback] = (),
+    partner: Partner | None = None,
+) -> dict[str, Any]:
+    """Train what is loaded, leave the run folder, and return the summary.
+
+    Args:
+        started: when, by `time.perf_counter`.
+        partner: whom it takes its steps with.
+    """
+    args, tokenizer, model, reference = loaded.args, loaded.tokenizer, loaded.model, loaded.reference
+    groups, report, known, held_out = loaded.groups, loaded.report, loaded.known, loaded.held_out
     for warning in guard_rails(
         recipe, count_parameters(model), args.train_batch_size * args.world_size, args.world_size
     ):
         logger.warning(warning)
-    reference = load_reference_model(recipe, new_tokens)
     settled = settle_checkpoint_layers(recipe, args, model, reference)
     rows = known + (held_out or [])
     _check_fits(model, recipe.model_name_or_path, tokenizer, rows)
@@ -116,6 +158,8 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
     folder = Path(recipe.output_dir)
     resume = resolve_resume(args.resume_from_checkpoint, folder)
     progress, interrupt = TerminalProgress(recipe.objective), SaveOnInterrupt()
+    if partner is not None:
+        progress, interrupt = partner.progress, partner.interrupt
     rows_known = None if recipe.streaming else known
     tokens = choose_micro_batch_tokens(settled, args, model, reference, groups=rows_known, resume=resume)
     trainer = PreferenceTrainer(
@@ -141,10 +185,12 @@ def _train(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str, An
         optimizer_state=recipe.optimizer_state,
         callbacks=[RunLog(folder), progress, interrupt, *callbacks],
     )
+    if partner is not None:
+        trainer.partner, partner.trainer = partner, trainer
     trainer.settings = run_settings(recipe, args)
     trainer.asked_tokens = recipe.micro_batch_tokens
     trainer.upload_later = True
-    del reference  # the trainer drops it once its log-probs are precomputed
+    del reference, loaded  # the trainer drops it once its log-probs are precomputed
     trainer.remove_callback(PrinterCallback)  # TerminalProgress prints
     guard_trackers(trainer)
     watch = (
@@ -205,7 +251,7 @@ def _train_ppo(recipe: Recipe, callbacks: Iterable[TrainerCallback]) -> dict[str
     return summary
 
 
-def _refuse_to_forget(recipe: Recipe) -> None:
+def refuse_to_forget(recipe: Recipe) -> None:
     """A run that was stopped is gone on with or left, but not by accident.
 
     Raises:

@@ -90,6 +90,8 @@ class PreferenceTrainer(SealedTrainer):
         kwargs: what `Trainer` takes: callbacks, optimizers, ...
     """
 
+    partner: Any = None  # takes gradients with other trainers (`preftune.train.together`)
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -292,14 +294,30 @@ class PreferenceTrainer(SealedTrainer):
         return self.in_memory(lambda step: self._accumulate(held, step), inputs)
 
     def _accumulate(self, model: Any, inputs: Step) -> Tensor:
-        accelerator, device = self.accelerator, self.args.device
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        every = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
-        counts, ranks = step_counts(inputs), accelerator.num_processes
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=self.args.device)
         if self.margins is not None:
             self.margins.open(inputs)
         inputs = self._prepared(model, inputs)
+        take = self._take_gradients if self.partner is None else self.partner.take_gradients
+        taken = zip(inputs.micro_batches, take(model, inputs), strict=True)
+        for number, (batch, (loss, policy)) in enumerate(taken):
+            total += loss
+            output = self.metrics.add(batch, policy, self.loss)
+            self.running.add(output, batch)
+            self.guard.note(batch, policy.sums)
+            if self.margins is not None:
+                self.margins.add(number, batch, output.rewards)
+        self.in_memory.share_gradients()
+        if self.loss.objective.baseline == Baseline.RUNNING:
+            self.running.close_step(self._summed)
+        return total
+
+    def _take_gradients(self, model: Any, inputs: Step) -> Iterator[tuple[Tensor, ResponseLogps]]:
+        """Add up those of each micro-batch; yields its loss and log-probs."""
+        accelerator = self.accelerator
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        every = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        counts, ranks = step_counts(inputs), accelerator.num_processes
         for number, batch in enumerate(inputs.micro_batches):
             last = number == len(inputs.micro_batches) - 1
             accelerator.gradient_state._set_sync_gradients(last)
@@ -310,16 +328,7 @@ class PreferenceTrainer(SealedTrainer):
                     loss, policy = micro_batch_loss(model, batch, self.loss, counts)
                 # engines average over ranks; the step's loss is a sum of shares
                 accelerator.backward(loss * ranks, **({"scale_wrt_gas": False} if deepspeed else {}))
-            total += loss.detach() * ranks
-            output = self.metrics.add(batch, policy, self.loss)
-            self.running.add(output, batch)
-            self.guard.note(batch, policy.sums)
-            if self.margins is not None:
-                self.margins.add(number, batch, output.rewards)
-        self.in_memory.share_gradients()
-        if self.loss.objective.baseline == Baseline.RUNNING:
-            self.running.close_step(self._summed)
-        return total
+            yield loss.detach() * ranks, policy
 
     def _reference_logps(self, batch: PackedBatch) -> ResponseLogps:
         """In the policy's precision; the Trainer's own context leaves that to models it has prepared."""

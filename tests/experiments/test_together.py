@@ -1,0 +1,45 @@
+"""A sweep whose runs train together: who joins whom, and that its table is the other's."""
+
+import json
+
+import pytest
+
+from preftune.cli.main import main
+from preftune.experiments.sweep import Plan, make_arm
+from preftune.experiments.together import joined
+
+
+def arms_of(tmp_path, recipe, *settings, seeds=(0,), overrides=("use_peft=true",)):
+    plan = Plan(recipe=recipe, overrides=overrides, settings=settings, seeds=seeds, folder=tmp_path)
+    return [make_arm(plan, one, seed) for one in settings for seed in seeds]
+
+
+def test_arms_of_one_seed_are_joined(tmp_path, recipe):
+    arms = arms_of(tmp_path, recipe, {"beta": 1}, {"beta": 2}, {"objective": "dpo"}, seeds=(0, 1))
+    groups = joined(arms)
+    assert [[arm.seed for arm in group] for group in groups] == [[0, 0, 0], [1, 1, 1]]
+    assert [arm.settings for arm in groups[0]] == [{"beta": 1}, {"beta": 2}, {"objective": "dpo"}]
+
+
+def test_what_stays_out_is_said_with_the_reason(tmp_path, recipe, caplog):
+    arms = arms_of(tmp_path, recipe, {"lora_r": 4}, {"lora_r": 8}, {"use_peft": False})
+    assert joined(arms) == []
+    assert "no other has the same data, model, adapter and seed" in caplog.text
+    assert "'use_peft' is false" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_sweep_together_ranks_as_one_run_by_run(tmp_path, recipe, capsys):
+    words = ["sweep", str(recipe), "use_peft=true", "watch=false", "--measure", "eval_loss", "--minimize"]
+    words += ["--try", "learning_rate=1e-3,1e30", "--output"]
+    assert main([*words, str(tmp_path / "alone")]) == 0
+    assert main([*words, str(tmp_path / "joint"), "--together"]) == 0
+    alone, joint = (json.loads((tmp_path / name / "sweep.json").read_text())["settings"] for name in ("alone", "joint"))
+    for one, other in zip(alone, joint, strict=True):
+        assert one["settings"] == other["settings"]
+        assert one["measures"]["eval_loss"]["mean"] == pytest.approx(other["measures"]["eval_loss"]["mean"], abs=1e-5)
+        assert [arm["state"] for arm in one["arms"]] == [arm["state"] for arm in other["arms"]]
+    assert joint[-1]["arms"][0]["state"] == "failed"
+    assert "non-finite" in joint[-1]["arms"][0]["said"]
+    assert (tmp_path / "joint" / "winner.yaml").read_text().count("learning_rate") == 1
+    assert len(list((tmp_path / "joint").glob("together-*.log"))) == 1
