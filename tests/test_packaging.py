@@ -42,7 +42,7 @@ def test_the_suite_runs_with_the_pinned_versions():
 
 
 def test_what_an_extra_brings_is_named_by_its_own_door():
-    extras = set("zstd lora quant deepspeed liger modelscope eval harness serve web dev".split())
+    extras = set("zstd lora quant deepspeed liger modelscope gguf eval harness serve web dev".split())
     assert set(PROJECT["optional-dependencies"]) == extras
 
 
