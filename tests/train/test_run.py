@@ -92,9 +92,9 @@ def test_a_run_leaves_its_folder(work):
 
 @pytest.mark.parametrize("kind", [{}, {"use_peft": True}, {"objective": "reward"}], ids=["full", "lora", "reward"])
 def test_every_kind_of_run_has_a_card_with_plots_and_samples(kind, work):
-    train(None, **work, **kind)
+    train(None, **work, **kind, eval_dataset="pairs.jsonl", eval_strategy="steps", eval_steps=2)
     card = Path("run/README.md").read_text()
-    assert "## Samples" in card and "![loss](plots/loss.png)" in card and "What is 0 plus" in card
+    assert "## Samples" in card and "![loss](plots/loss.png)" in card
 
 
 def test_the_samples_of_a_reward_model_are_its_scores(work):
