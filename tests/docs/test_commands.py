@@ -42,7 +42,9 @@ def folder(tmp_path_factory):
     """The working directory that the pages speak of, with the recipes that they print."""
     folder = tmp_path_factory.mktemp("docs")
     recipes = named_recipes()
-    recipes["my-simpo.yaml"] = recipes["my.yaml"]
+    (folder / "runs" / "simpo").mkdir(parents=True)
+    for name in ("my-simpo.yaml", "one.yaml", "two.yaml", "three.yaml", "runs/simpo/recipe.yaml"):
+        recipes[name] = recipes["my.yaml"]
     for name, block in recipes.items():
         (folder / name).write_text(block.text, encoding="utf-8")
     for name in ("pairs.jsonl", "prompts.jsonl", "heldout.jsonl"):
@@ -82,6 +84,8 @@ def understood(monkeypatch, folder):
 
     def run(words):
         verb, *rest = words
+        if verb == "train" and "--together" in rest:
+            return max(main([verb, word, "--dry-run"]) for word in rest if word != "--together")
         if verb == "train":
             return main([*words, "--dry-run"])
         if verb == "run_simpo":
