@@ -107,16 +107,24 @@ class Budget:
 
     def settle(self, reserved: float, reply: ChatReply | None, *, lost: bool = False) -> None:
         """Count what a request did cost: nothing where it was refused, the most where its reply was `lost`."""
-        cost = reserved if lost else 0.0
-        if reply is not None:
-            counted = reply.prompt_tokens is not None and reply.completion_tokens is not None
-            cost = self.prices.of(reply.prompt_tokens or 0, reply.completion_tokens or 0) if counted else reserved
+        cost = self._cost(reply, reserved) if reply is not None else reserved if lost else 0.0
         with self._changed:
             self.spent += cost
             self._under_way -= 1
             # sums of floats leave a rest, which is worth nothing when no request is under way
             self._reserved = max(self._reserved - reserved, 0.0) if self._under_way else 0.0
             self._changed.notify_all()
+
+    def count(self, request: ChatRequest, reply: ChatReply) -> None:
+        """Count a reply that came before, in another process, say."""
+        cost = self._cost(reply, self.most(request))
+        with self._changed:
+            self.spent += cost
+
+    def _cost(self, reply: ChatReply, most: float) -> float:
+        if reply.prompt_tokens is None or reply.completion_tokens is None:
+            return most
+        return self.prices.of(reply.prompt_tokens, reply.completion_tokens)
 
 
 def _tokens(request: ChatRequest, bytes_each: int) -> int:

@@ -92,5 +92,5 @@ def _kept(endpoint: Endpoint, request: ChatRequest) -> bool:
     """Whether the reply is there from before; what it cost counts towards the budget, which so holds over restarts."""
     reply = None if endpoint.cache is None else endpoint.cache.get(request, endpoint.model)
     if reply is not None and endpoint.budget is not None:
-        endpoint.budget.settle(endpoint.budget.most(request), reply)
+        endpoint.budget.count(request, reply)
     return reply is not None
