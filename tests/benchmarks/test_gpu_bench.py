@@ -145,7 +145,7 @@ def test_a_backend_that_fails_is_a_reason_and_no_verdict(bench):
     ],
 )
 def test_kernels_are_told_apart_by_their_names(bench, kernel, family):
-    assert bench("kernels").family_of(kernel) == family
+    assert bench("device_kernels").family_of(kernel) == family
 
 
 def test_the_reason_of_a_failure_is_the_line_that_names_it(bench):

@@ -90,6 +90,7 @@ def test_a_signal_lets_the_step_save_and_then_ends_the_chain(tmp_path, number, c
         [sys.executable, "-c", CHAIN, tmp_path / "steps.json", SAVES],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job of the background ignores Ctrl-C
     )  # fmt: skip
     assert chain.stdout.readline() == "ready\n"
     (os.killpg if group else os.kill)(chain.pid, number)
