@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 BUCKET = 2**23  # elements that are sent together
+
+
+def leave_at_exit() -> None:
+    """End the process group before Python itself ends.
+
+    One that is left to the interpreter can abort its process in the last moment, with the work done and exit code -6.
+    """
+    if dist.is_available() and dist.is_initialized():
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def agreed(asked: bool | Tensor, device: torch.device) -> bool:

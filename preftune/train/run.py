@@ -54,6 +54,7 @@ from preftune.train.meeting import Partner
 from preftune.train.models import check_fits, check_positions, load_reference_model, load_trained_model
 from preftune.train.needs import check_packages
 from preftune.train.plots import plot_log
+from preftune.train.ranks import leave_at_exit
 from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.rescue import drop_rescues
 from preftune.train.scored import write_scored
@@ -216,6 +217,7 @@ def run_loaded(
         progress.close()
         interrupt.close()
     loop = time.perf_counter() - loop
+    leave_at_exit()
     if interrupt.asked and trainer.state.global_step < trainer.state.max_steps:
         again = f"preftune train {folder}/recipe.yaml resume_from_checkpoint=true"
         raise Interrupted(f"saved; go on with: {again}", interrupt.exit_code)

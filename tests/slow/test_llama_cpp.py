@@ -94,7 +94,7 @@ def test_llama_cpp_gives_the_same_ids_and_log_probs(name, tmp_path):
     assert_reads_as_transformers_do(folder, tmp_path / "out", context=128 if "v1" in name else 256)
 
 
-@pytest.mark.parametrize(("dtype", "within"), [("auto", 0.01), ("float16", 0.05), ("bfloat16", 0.3), ("q8_0", 0.6)])
+@pytest.mark.parametrize(("dtype", "within"), [("auto", 0.05), ("float16", 0.05), ("bfloat16", 0.3), ("q8_0", 0.6)])
 def test_the_real_model_tells_the_same_story(dtype, within, tmp_path):
     folder = find_data_folder() / "models" / "stories260K-llama"
     export_model(str(folder), tmp_path / "out", ExportOptions(format="gguf", dtype=dtype))

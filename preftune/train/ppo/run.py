@@ -33,6 +33,7 @@ from preftune.train.ppo.loop import PPOTrainer
 from preftune.train.ppo.models import Models, load_models
 from preftune.train.ppo.prompts import Prompt, load_prompts
 from preftune.train.ppo.sampling import ending_tokens
+from preftune.train.ranks import leave_at_exit
 from preftune.train.record import RunLog, TerminalProgress, peak_memory_gib, read_log
 from preftune.train.tokenizer import load_run_tokenizer
 from preftune.train.trackers import guard
@@ -99,6 +100,7 @@ def run_ppo(recipe: Recipe, args: PreferenceArguments, callbacks: Iterable[Train
         if isinstance(models.reward, JudgedReward):
             models.reward.close()
     loop = time.perf_counter() - loop
+    leave_at_exit()
     if interrupt.asked and state.global_step < state.max_steps:
         again = f"preftune train {folder}/recipe.yaml resume_from_checkpoint=true"
         raise Interrupted(f"saved; go on with: {again}", interrupt.exit_code)
