@@ -25,7 +25,7 @@ from torch import Tensor
 from preftune.errors import ModelError
 from preftune.generation.choose import Draw, choose, random_numbers
 from preftune.generation.decoder import Decoder, PlainDecoder, build_decoder
-from preftune.generation.request import Answer, Event, Finish, Request, Sampling
+from preftune.generation.request import Answer, Event, Finish, Request, Sampling, check_request
 from preftune.model.value_head import base_of
 
 READ_TOKENS = 4096  # of prompts in one pass, padding included
@@ -104,15 +104,7 @@ class Engine:
         Raises:
             ModelError: its key is in use, its prompt is empty or fills the model's context, or it wants no answer.
         """
-        if request.key in self._keys:
-            raise ModelError(f"request {request.key!r}: a request with this key is not finished yet. Give another key.")
-        if not request.prompt or not request.seeds:
-            raise ModelError(f"request {request.key!r}: expected a prompt of at least one token and at least one seed.")
-        if self.context is not None and len(request.prompt) >= self.context:
-            raise ModelError(
-                f"request {request.key!r}: the prompt has {len(request.prompt)} tokens, the model reads "
-                f"{self.context}. Shorten it."
-            )
+        check_request(request, self._keys, self.context)
         self._keys.add(request.key)
         self._queue.append(request)
 

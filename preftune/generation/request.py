@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,6 +63,19 @@ class Request:
     prompt: list[int]
     seeds: tuple[int, ...] = (0,)
     sampling: Sampling = Sampling()
+
+
+def check_request(request: Request, taken: Container[Hashable], context: int | None) -> None:
+    """Raise a ModelError where a key is taken, a prompt is empty or fills the context, or no answer is wanted."""
+    if request.key in taken:
+        raise ModelError(f"request {request.key!r}: a request with this key is not finished yet. Give another key.")
+    if not request.prompt or not request.seeds:
+        raise ModelError(f"request {request.key!r}: expected a prompt of at least one token and at least one seed.")
+    if context is not None and len(request.prompt) >= context:
+        raise ModelError(
+            f"request {request.key!r}: the prompt has {len(request.prompt)} tokens, the model reads {context}. "
+            "Shorten it."
+        )
 
 
 @dataclass

@@ -19,7 +19,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from preftune.errors import MissingExtraError, ModelError
 from preftune.generation.engine import Engine
-from preftune.generation.request import Answer, Event, Request, Sampling
+from preftune.generation.request import Answer, Event, Request, Sampling, check_request
 from preftune.model.load import find_adapter, one_line
 
 SETTINGS = {  # vLLM's, where the environment does not say otherwise
@@ -131,16 +131,9 @@ class VllmEngine:
         Raises:
             ModelError: its key is in use, its prompt is empty or fills the model's context, or it wants no answer.
         """
-        if request.key in self._open:
-            raise ModelError(f"request {request.key!r}: a request with this key is not finished yet. Give another key.")
-        if not request.prompt or not request.seeds:
-            raise ModelError(f"request {request.key!r}: expected a prompt of at least one token and at least one seed.")
-        room = (self.context or len(request.prompt) + request.sampling.max_new_tokens) - len(request.prompt)
-        if room < 1:
-            raise ModelError(
-                f"request {request.key!r}: the prompt has {len(request.prompt)} tokens, the model reads "
-                f"{self.context}. Shorten it."
-            )
+        check_request(request, self._open, self.context)
+        most = request.sampling.max_new_tokens
+        room = most if self.context is None else self.context - len(request.prompt)
         self._open[request.key] = _Open(request)
         for index, seed in enumerate(request.seeds):
             name = str(self._count)
