@@ -49,7 +49,7 @@ def adapted(name, way):
         torch.manual_seed(4)
         for key, weight in model.named_parameters():
             if "lora_B" in key:
-                weight.data.normal_(0, 0.2)
+                weight.data.normal_(0, 0.1)
     return model
 
 

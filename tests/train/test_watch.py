@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from preftune.errors import RecipeError, TrainingError
 from preftune.train.checkpoint import checkpoints
+from preftune.train.record import read_log
 from preftune.train.watch import callback, look, watch_collapse
 from preftune.train.watch.measures import Answered, Measures, distinct_share, measure, repeats, token_f1
 from preftune.train.watch.rows import PROMPT_TOKENS, WatchedRow, choose_rows
@@ -371,11 +372,11 @@ def test_a_line_of_answers_is_one_line():
     assert json.loads(callback._line(record)) == record
 
 
-def test_short_runs_that_nothing_is_said_of_are_not_looked_at(tmp_path):
+def test_a_short_run_is_looked_at_at_its_start_and_at_its_end(tmp_path):
     trainer, _ = watched(tmp_path, steps=None, max_steps=4)
     trainer.train()
-    assert figures(trainer) == []
-    assert not (tmp_path / "watch.jsonl").exists()
+    assert [record["step"] for record in figures(trainer)] == [0, 4]
+    assert [record["step"] for record in read_log(tmp_path / "watch.jsonl")] == [0, 4]
 
 
 def test_a_look_at_every_evaluation(tmp_path):

@@ -71,16 +71,12 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps = self.steps or max(FEWEST_STEPS, math.ceil(state.max_steps / LOOKS))
         self._open_answers(state.global_step)
-        if self.start or not self._looks_at_all(args, state):
+        if self.start:
             return
         self.began = self.last = state.global_step
         if state.global_step:
             logger.warning("Watch: %s; what follows is held against step %d.", self.no_start, self.began)
         self._take(state, first=True)
-
-    def _looks_at_all(self, args: Any, state: Any) -> bool:
-        """A run of fewer steps than lie between two looks, without evaluation, is over before it could be judged."""
-        return state.max_steps >= self.steps or args.eval_strategy != "no" or self.action != "warn"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = state.global_step - self.last >= self.steps or state.global_step == state.max_steps
