@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +27,7 @@ from torch import Tensor
 from preftune.data.plan import Cut
 from preftune.errors import TrainingError
 from preftune.model.reference import Reference
+from preftune.model.sharding import lent
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.loader import StepSource
 from preftune.train.passes import alone
@@ -41,6 +44,30 @@ def default_cache() -> Path:
     if given:
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
+
+
+def give_reference_logps(trainer: Any, cache: Path) -> str:
+    """Give every row of a `PreferenceTrainer` its log-probs under its reference, whose weights' hash is returned."""
+    args = trainer.args
+    source = trainer.get_train_dataloader().dataset
+    epochs = math.ceil(args.max_steps / source.steps if args.max_steps > 0 else args.num_train_epochs)
+    tables = ReferenceTables(
+        trainer.reference,
+        cache,
+        computing=f"bf16={args.bf16} fp16={args.fp16}",
+        cut=trainer.cut,
+        packing=replace(trainer._packing, joints=False),
+        device=args.device,
+        rank=args.process_index,
+        ranks=args.world_size,
+        summed=trainer._summed,
+    )
+    with trainer.accelerator.autocast(), lent(trainer.reference.model):
+        trainer.train_dataset = tables.attach(source, epochs)
+        held_out = {name: tables.attach(trainer._eval_source(rows)) for name, rows in trainer._eval_sets().items()}
+    if trainer.eval_dataset is not None:
+        trainer.eval_dataset = held_out if isinstance(trainer.eval_dataset, dict) else held_out[""]
+    return tables.weights_hash
 
 
 def read_table(path: Path, key: str, groups: Sequence[TokenizedGroup]) -> Tensor | None:

@@ -7,7 +7,6 @@ what is overridden here is listed in `OVERRIDDEN`, which a test asserts against 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -44,7 +43,7 @@ from preftune.train.metrics import MetricSums
 from preftune.train.moments import MomentType
 from preftune.train.nonfinite import FiniteGuard, check_action
 from preftune.train.passes import RunningMean, check_row_weights, prepare_step
-from preftune.train.precompute import ReferenceTables, default_cache
+from preftune.train.precompute import default_cache, give_reference_logps
 from preftune.train.raw import to_arguments, to_groups
 from preftune.train.redo import StepInMemory, kept_tokens
 from preftune.train.saving import SealedTrainer
@@ -180,30 +179,9 @@ class PreferenceTrainer(SealedTrainer):
         if model is not None and not precompute:
             self.reference.model = shard_frozen(model, self.accelerator)
         if precompute:
-            self._precompute(Path(cache).expanduser() if cache else default_cache())
-
-    def _precompute(self, cache: Path) -> None:
-        """Give every row its log-probs under the reference, and drop the reference."""
-        args = self.args
-        source = self.get_train_dataloader().dataset
-        epochs = math.ceil(args.max_steps / source.steps if args.max_steps > 0 else args.num_train_epochs)
-        tables = ReferenceTables(
-            self.reference,
-            cache,
-            computing=f"bf16={args.bf16} fp16={args.fp16}",
-            cut=self.cut,
-            packing=replace(self._packing, joints=False),
-            device=args.device,
-            rank=args.process_index,
-            ranks=args.world_size,
-            summed=self._summed,
-        )
-        with self.accelerator.autocast(), lent(self.reference.model):
-            self.train_dataset = tables.attach(source, epochs)
-            held_out = {name: tables.attach(self._eval_source(rows)) for name, rows in self._eval_sets().items()}
-        if self.eval_dataset is not None:
-            self.eval_dataset = held_out if isinstance(self.eval_dataset, dict) else held_out[""]
-        self.reference, self._reference_hash = None, tables.weights_hash
+            folder = Path(cache).expanduser() if cache else default_cache()
+            self._reference_hash = give_reference_logps(self, folder)
+            self.reference = None
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
