@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from preftune.cli.values import at_least
@@ -29,6 +28,7 @@ def add_regress(benchmarks: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from preftune.evaluation.files import write_text
     from preftune.evaluation.regress import regress, table
 
     report = regress(
@@ -44,6 +44,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.answers:
         rows = [{"prompt": prompt, "before": old, "after": new} for prompt, old, new in report.answers]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        Path(options.answers).write_text(lines, encoding="utf-8", errors="backslashreplace")
+        write_text(options.answers, lines)
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if options.json else table(report), end="")
     return 0

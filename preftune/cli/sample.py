@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from preftune.cli.values import at_least, column
@@ -65,7 +66,11 @@ def _sample_by_model(options: argparse.Namespace) -> dict[str, Any]:
 def _sample_by_servers(options: argparse.Namespace) -> dict[str, Any]:
     from preftune.onpolicy.prompts import load_prompts
     from preftune.onpolicy.remote import Sampling, sample_from_endpoint
+    from preftune.serve.chat import trained_system
 
+    system = options.system
+    if system is None and options.tokenizer is not None:  # ids of training, its system text among them
+        system = trained_system(Path(options.tokenizer))
     return sample_from_endpoint(
         options.endpoint,
         options.model,
@@ -74,7 +79,7 @@ def _sample_by_servers(options: argparse.Namespace) -> dict[str, Any]:
             split=options.split,
             columns=dict(options.columns or ()),
             on_bad_row=options.on_bad_row,
-            system=options.system,
+            system=system,
             limit=options.limit,
         ),
         options.output,
@@ -118,7 +123,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of an answer (4096); the model's context may leave less",
     )
-    add("--system", metavar="TEXT", help="a system text for prompts without one; by default that of training")
+    add(
+        "--system",
+        metavar="TEXT",
+        help="a system text for prompts without one; by default that of the training of MODEL or T",
+    )
     add("--split", default="train", help="of the data (train)")
     add("--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it")
     add("--on-bad-row", choices=("error", "skip"), help="stop at a row that is wrong, or leave it out (error)")

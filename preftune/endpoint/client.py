@@ -16,6 +16,7 @@ import logging
 import os
 import queue
 import random
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,8 +124,8 @@ class Endpoint:
         those that ask the same as one under way wait for its outcome.
 
         Raises:
-            EndpointError: no server is left to ask, none answers (`stop_after`), or the key can be none. Replies that
-                came before have been given.
+            EndpointError: no server is left to ask, none answers (`stop_after`), or the key, a proxy or certificates
+                can be none. Replies that came before have been given.
             BudgetSpentError: the same of a budget that is used up.
         """
         self._key()  # one that can be none stops before anything is sent
@@ -196,6 +197,7 @@ class _Call:
         self.asked: queue.Queue[ChatRequest] = queue.Queue()
         self.done: queue.Queue[tuple[ChatRequest, Outcome | BaseException]] = queue.Queue()
         self.threads = 0
+        self.trust: ssl.SSLContext | None = None  # certificates, read once
         self.answered = False  # any request
         self.silent: list[Failure] = []  # in a row, of requests that no server said a word to
         self.same: dict[str, list[ChatRequest]] = {}  # by digest, those that wait for the one under way
@@ -264,12 +266,23 @@ class _Call:
     def _start_one(self, under_way: int) -> None:
         """Another thread where all there are have work. Daemons: a stop does not wait for a silent server."""
         if under_way >= self.threads:
-            threading.Thread(target=self._work, daemon=True, name="endpoint").start()
+            client = self._client()  # here, not in the thread: what cannot be made is the caller's to hear
+            threading.Thread(target=self._work, args=(client,), daemon=True, name="endpoint").start()
             self.threads += 1
 
-    def _work(self) -> None:
+    def _client(self) -> httpx.Client:
         limit = httpx.Timeout(self.endpoint.timeout, connect=min(10.0, self.endpoint.timeout))
-        with httpx.Client(timeout=limit) as client:
+        try:
+            self.trust = self.trust or httpx.create_ssl_context()
+            return httpx.Client(timeout=limit, verify=self.trust)
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            raise EndpointError(
+                f"No connection can be made with the proxy and certificates of the environment ({error}). Mend or "
+                "unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, SSL_CERT_FILE or SSL_CERT_DIR."
+            ) from None
+
+    def _work(self, client: httpx.Client) -> None:
+        with client:
             while not self.stop.is_set():
                 try:
                     request = self.asked.get(timeout=0.2)

@@ -54,11 +54,11 @@ class Candidate:
     """
 
     def __init__(self, model: str, generator: str | None = None, *, seed: int = 0, slots: int = 32) -> None:
-        local = Path(model).expanduser().is_dir()
-        self.place = str(model_folder(Path(model).expanduser())) if local else model
+        folder = Path(model).expanduser()
+        self.place = str(model_folder(folder)) if folder.is_dir() else model
         self.generator = generator or Path(model).name
         self.chat: ChatFormat = read_chat_format(load_tokenizer(self.place))
-        self.system = trained_system(Path(self.place)) if local else None
+        self.system = trained_system(Path(self.place))
         self.seed, self.slots = seed, slots
         self._engine: Engine | None = None
 

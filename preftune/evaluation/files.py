@@ -112,12 +112,16 @@ def to_number(text: str, where: str) -> float:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write under another name, then rename. backslashreplace: half a surrogate pair becomes its JSON escape."""
+    """Write under another name, then rename; packed where the name ends in .gz.
+
+    backslashreplace: half a surrogate pair becomes its JSON escape.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        raw = text.encode("utf-8", "backslashreplace")
+        part.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)  # 0: equal texts, equal bytes
         part.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}). Give a folder that can be.") from None
@@ -137,8 +141,8 @@ def check_output(path: str | Path, reads: Sequence[str | Path]) -> None:
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON list, or JSON lines where the name ends in .jsonl."""
-    if str(path).endswith(".jsonl"):
+    """A JSON list, or JSON lines where the name ends in .jsonl or .jsonl.gz."""
+    if str(path).removesuffix(".gz").endswith(".jsonl"):
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
         write_text(path, json.dumps(list(rows), ensure_ascii=False, indent=4) + "\n")

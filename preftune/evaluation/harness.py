@@ -18,7 +18,7 @@ from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.errors import DataError, MissingExtraError, RecipeError
 from preftune.model.ends import ending_ids
 from preftune.model.load import load_model, load_tokenizer
-from preftune.serve.chat import model_folder
+from preftune.serve.chat import model_folder, trained_system
 from preftune.types import Message
 
 try:
@@ -67,15 +67,17 @@ class HarnessReport:
 class TrainedModel(HFLM):
     """The harness's HF model, whose prompts are those of training."""
 
-    def __init__(self, model: Any, chat: ChatFormat, batch_size: int) -> None:
+    def __init__(self, model: Any, chat: ChatFormat, batch_size: int, system: str | None = None) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is loaded already
         super().__init__(pretrained=model, tokenizer=chat.tokenizer, batch_size=batch_size)
-        self.chat = chat
+        self.chat, self.system = chat, system
         self._own: set[str] = set()  # prompts as rendered here
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as training renders it; with a last turn of the assistant, up to its text."""
         messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+        if self.system and all(message.role != "system" for message in messages):
+            messages.insert(0, Message("system", self.system))
         begun = "" if add_generation_prompt else messages.pop().content
         text = self.chat.prompt_text(self.chat.turns(messages)) + begun
         self._own.add(text)
@@ -145,7 +147,8 @@ def run_harness(
     manager = _manager(tasks, list(map(str, include)))
     chat = read_chat_format(load_tokenizer(place))
     form = PLAIN if plain or chat.template is None else CHAT
-    wrapped = TrainedModel(_load(place, chat), chat, batch_size)
+    system = None if form == PLAIN else trained_system(Path(place))
+    wrapped = TrainedModel(_load(place, chat), chat, batch_size, system)
     try:
         found = lm_eval.simple_evaluate(
             model=wrapped,

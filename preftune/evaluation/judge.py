@@ -22,6 +22,7 @@ from preftune.endpoint import (
     ReplyCache,
     estimate,
 )
+from preftune.endpoint.client import SILENT
 from preftune.errors import RecipeError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def open_endpoint(
     if budget and not prices:
         raise RecipeError("--budget needs --prices, of a million tokens read and written.")
     cap = Budget(budget, Prices(*prices)) if budget and prices else None
-    return Endpoint(urls, judge, cache=ReplyCache(f"{output}.replies.jsonl"), budget=cap, **settings)
+    cache = ReplyCache(f"{output}.replies.jsonl")
+    return Endpoint(urls, judge, cache=cache, budget=cap, stop_after=SILENT, **settings)
 
 
 def ask_all(

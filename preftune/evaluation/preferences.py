@@ -3,7 +3,8 @@
 By the score of a reward model, or by the implicit reward of an objective under a language model: for SimPO
 β · log π(y|x) / |y|, for DPO β · log π(y|x) / π_ref(y|x), for any other what its file in `preftune.objectives` calls
 rewards. Given by whether the chosen response is the longer one, because a model that has learned length is right there
-and wrong elsewhere, and by a column of the data, as RewardBench has its subsets.
+and wrong elsewhere, and by a column of the data, as RewardBench has its subsets. Prompts without a system text get that
+of the model's training.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch import Tensor
 
 from preftune.data import load_rows, to_examples, tokenize_examples
 from preftune.data.pack import pack
+from preftune.data.system import with_system
 from preftune.errors import DataError, ModelError, RecipeError
 from preftune.model.load import load_model, load_tokenizer
 from preftune.model.policy import to_policy
 from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
-from preftune.serve.chat import model_folder
+from preftune.serve.chat import model_folder, trained_system
 from preftune.types import Example, Feedback, Layout, Origin, ResponseLogps, TokenizedGroup
 
 log = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ def implicit_rewards(
         DataError: a row cannot be put into the chat template.
         ModelError: a model cannot be loaded, or the two read different tokens.
     """
+    examples = with_system(examples, trained_system(Path(_place(model))))
     groups, report = tokenize_examples(examples, load_tokenizer(_place(model)), max_length=max_length)
     policy = _logps(model, groups)
     other = None

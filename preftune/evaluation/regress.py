@@ -25,13 +25,14 @@ from preftune.data import load_preferences
 from preftune.data.chat import ChatFormat, read_chat_format
 from preftune.data.encode import encode_examples
 from preftune.data.pack import pack
+from preftune.data.system import with_system
 from preftune.errors import DataError, ModelError
 from preftune.evaluation.health import asks_for_json, distinct_share, is_chinese, parses, refuses, repeats, units
 from preftune.generation import Engine, Request, Sampling
 from preftune.model.ends import ending_ids
 from preftune.model.load import load_model, load_tokenizer
 from preftune.model.policy import to_policy
-from preftune.serve.chat import model_folder
+from preftune.serve.chat import model_folder, trained_system
 from preftune.types import Example, Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ def regress(
     """Compare two models on the prompts of `data` and their answers there (of pairs, the chosen ones).
 
     Args:
-        before, after: folders (a run folder too) or hub names; both are asked through their own chat template.
+        before, after: folders (a run folder too) or hub names; both are asked through their own chat template,
+            with the system text of their own training.
         limit: prompts at most, drawn by the seed.
 
     Raises:
@@ -128,7 +130,7 @@ def _look(
     model: Any = load_model(name, torch_dtype="float32" if device == "cpu" else "auto")
     model = model.to(device).eval()
     chat = read_chat_format(tokenizer)
-    groups = _encoded(name, examples, chat)
+    groups = _encoded(name, with_system(examples, trained_system(Path(name))), chat)
     sampling = Sampling(max_tokens, 0.0, ends=ending_ids(model, chat))
     engine = Engine(model, slots=slots)
     logger.info("%s: %d answers", name, len(groups))

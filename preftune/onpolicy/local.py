@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from preftune.onpolicy.journal import check_output
 from preftune.onpolicy.prompts import load_prompts
 from preftune.onpolicy.sample import CHUNK, SEEDS, sample_prompts
 from preftune.serve.chat import model_folder, trained_system
-
-EDGE_BYTES = 2**20
 
 
 def sample_file(
@@ -97,16 +96,21 @@ def _variable(name: str, default: int) -> int:
 
 
 def weights_mark(folder: str) -> str | None:
-    """A hash of the sizes, beginnings and ends of a folder's weight files: a model trained on is another model."""
+    """A hash of a folder's weight files: a model that was trained on is another model, a copy is the same.
+
+    Of every byte, a second or two a GB and several files at once: a run may have trained one layer in the middle of a
+    file alone, or some rows of a matrix.
+    """
     files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".safetensors", ".bin"))
     if not files:
         return None
     digest = hashlib.blake2b(digest_size=8)
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(EDGE_BYTES))
-            file.seek(max(0, size - EDGE_BYTES))
-            digest.update(file.read())
+    with ThreadPoolExecutor() as pool:
+        for path, own in zip(files, pool.map(_hash_of, files), strict=True):
+            digest.update(f"{path.name} ".encode() + own)
     return digest.hexdigest()
+
+
+def _hash_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()

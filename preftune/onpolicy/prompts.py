@@ -6,12 +6,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preftune.data import load_preferences
 from preftune.data.bad_rows import OnBadRow
+from preftune.data.system import with_system
 from preftune.types import Example, Layout, Message
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def load_prompts(
         names, split=split, layout=Layout.PROMPT, columns=columns or None, on_bad_row=on_bad_row
     )
     prompts: dict[str, Prompt] = {}
-    for example in examples:
-        prompt = to_prompt(_with_system(example, system))
+    for example in with_system(examples, system):
+        prompt = to_prompt(example)
         prompts.setdefault(prompt.id, prompt)
     if len(prompts) < len(examples):
         logger.info("%d of %d prompts come again and are answered once.", len(examples) - len(prompts), len(examples))
@@ -65,12 +66,6 @@ def load_prompts(
 def to_prompt(example: Example) -> Prompt:
     said = json.dumps([[_to_chat(turn) for turn in example.prompt], example.tools], ensure_ascii=True, sort_keys=True)
     return Prompt(hashlib.blake2b(said.encode(), digest_size=8).hexdigest(), example)
-
-
-def _with_system(example: Example, system: str | None) -> Example:
-    if not system or example.no_system or any(turn.role == "system" for turn in example.prompt):
-        return example
-    return replace(example, prompt=(Message("system", system), *example.prompt))
 
 
 def _to_chat(message: Message) -> dict[str, Any]:

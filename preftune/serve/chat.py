@@ -238,7 +238,8 @@ def open_chat(
 
 def trained_system(folder: Path) -> str | None:
     """The `system_prompt` of the run that the model is from: what rows without a system text were trained with."""
-    run = run_folder(folder)
+    folder = folder.expanduser()
+    run = run_folder(folder) if folder.is_dir() else None  # a hub's name has none, whatever lies in this folder
     if run is None:
         return None
     try:
@@ -247,5 +248,5 @@ def trained_system(folder: Path) -> str | None:
         return None
     text = said.get("system_prompt") if isinstance(said, dict) else None
     if text:
-        log.info("The system text of training is used; --system '' leaves it out.")
+        log.info("The system text of training is used; where there is --system, '' leaves it out.")
     return text

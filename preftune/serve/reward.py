@@ -27,10 +27,12 @@ from transformers.utils.logging import disable_progress_bar
 from preftune.data import tokenize_examples
 from preftune.data.chat import BLANK_LINE
 from preftune.data.pack import pack
+from preftune.data.system import with_system
 from preftune.errors import ModelError
 from preftune.model.heads import load_reward_model, to_scorer
 from preftune.model.load import load_tokenizer
 from preftune.model.place import model_folder
+from preftune.serve.chat import trained_system
 from preftune.types import Example, TokenizedGroup
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class RewardModel:
     context: the longest sequence it reads, in tokens, or None.
     packs: it takes packed batches.
     pairs: its tokenizer is given prompt and response as two texts.
+    system: of its training, for prompts that have no system text.
     """
 
     model: PreTrainedModel
@@ -52,6 +55,7 @@ class RewardModel:
     context: int | None
     packs: bool
     pairs: bool
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def open_reward_model(name: str) -> RewardModel:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if pairs:  # position embeddings of some encoders start behind the padding's
         context = min(context or sys.maxsize, tokenizer.model_max_length)
-    return RewardModel(model, tokenizer, context, packs, pairs)
+    return RewardModel(model, tokenizer, context, packs, pairs, trained_system(Path(name)))
 
 
 # --- scores
@@ -109,7 +113,8 @@ def score_examples(
         ModelError: a score is not a finite number.
     """
     limits = [limit for limit in (max_length, reward.context) if limit is not None]
-    alone = [replace(example, responses=(text,), scores=()) for example in examples for text in example.responses]
+    asked = with_system(examples, reward.system)
+    alone = [replace(example, responses=(text,), scores=()) for example in asked for text in example.responses]
     if reward.pairs:
         flat, cut = _score_pairs(reward, alone, min(limits, default=None), batch_tokens)
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from preftune.data.bad_rows import SkippedRows
 from preftune.data.columns import ColumnMapping
 from preftune.data.decontaminate import Questions, asked_in
 from preftune.data.preferences import bad_row_rule
+from preftune.data.system import with_system
 from preftune.errors import DataError, RecipeError
 from preftune.objectives.kto import KTO
 from preftune.recipe import Recipe
 from preftune.recipe.guards import template_guard
 from preftune.train.tokenizer import check_same_prompts
-from preftune.types import Example, Layout, Message, TokenizedGroup
+from preftune.types import Example, Layout, TokenizedGroup
 
 logger = logging.getLogger(__name__)
 MANY = 2000  # rows from which a bar is shown
@@ -128,19 +128,6 @@ def tokenize_for(
             f"({reasons}). Raise max_length, or choose another truncation."
         )
     return groups, report
-
-
-def with_system(examples: Sequence[Example], text: str | None) -> list[Example]:
-    """The examples, with `text` as system message in front of the prompts that have none and say nothing of it."""
-    if not text:
-        return list(examples)
-    message = Message("system", text)
-    return [
-        example
-        if example.no_system or any(said.role == "system" for said in example.prompt)
-        else replace(example, prompt=(message, *example.prompt))
-        for example in examples
-    ]
 
 
 def _shown(bar: Progress, total: int) -> Callable[[int, int], None]:

@@ -31,10 +31,11 @@ from preftune.data.plan import Cut, epoch_order
 from preftune.data.preferences import columns_of
 from preftune.data.sources import no_rows
 from preftune.data.stream import StreamPart, find_parts, fingerprint, read_records
+from preftune.data.system import with_system
 from preftune.data.tokenize import piece_encoder
 from preftune.errors import DataError
 from preftune.recipe import Recipe
-from preftune.train.data import benchmark_questions, look_at, tokenize_for, with_system
+from preftune.train.data import benchmark_questions, look_at, tokenize_for
 from preftune.train.identity import hash_groups
 from preftune.train.loader import StepKey
 from preftune.train.step import Packing, build_step

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,7 +190,16 @@ def test_a_wrong_option_leaves_with_2(words, capsys):
 def test_the_system_text_of_training_is_the_default(tmp_path, place):
     from preftune.serve.chat import trained_system
 
+    (tmp_path / place).mkdir(exist_ok=True)
     (tmp_path / "recipe.yaml").write_text("system_prompt: Be brief.\n")
     assert trained_system(tmp_path / place) == "Be brief."
     (tmp_path / "recipe.yaml").write_text("system_prompt: null\n")
     assert trained_system(tmp_path / place) is None
+
+
+def test_a_hubs_name_has_no_system_text_of_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    from preftune.serve.chat import trained_system
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("system_prompt: Be brief.\n")
+    assert trained_system(Path("gpt2")) is None

@@ -204,6 +204,25 @@ def test_nobody_listens():
     assert isinstance(found, Failure) and "connection failed" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "gopher://user:secret@there:1"), ("SSL_CERT_FILE", "/nonexistent/ca.pem")]
+)
+def test_an_environment_that_no_connection_can_be_made_with_is_one_line(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    said = []
+
+    def call():
+        try:
+            endpoint("http://127.0.0.1:9/v1").ask_in_order([ask("a")])
+        except EndpointError as error:
+            said.append(str(error))
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(30)  # seconds; it once waited for ever
+    assert said and name in said[0] and "secret" not in said[0] and "\n" not in said[0]
+
+
 def test_requests_are_spread_and_a_broken_server_is_left_alone():
     good, slow, broken = Script(delay=0.02), Script(delay=0.2), Script(then="fail")
     with serving(good) as one, serving(slow) as two, serving(broken) as three:

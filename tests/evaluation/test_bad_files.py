@@ -8,7 +8,7 @@ import pytest
 
 from preftune.cli.main import main
 from preftune.errors import DataError
-from preftune.evaluation.files import read_rows, read_table
+from preftune.evaluation.files import read_rows, read_table, write_rows
 from preftune.evaluation.length_control import load_difficulties
 from preftune.evaluation.mt_judge import build_judgings
 
@@ -44,6 +44,17 @@ def refused(folder, capsys, words, *rows):
 )
 def test_rows_that_cannot_be_scored_are_named(tmp_path, capsys, words, row, changed, message):
     assert message in refused(tmp_path, capsys, words, row, row | changed)
+
+
+@pytest.mark.parametrize(("name", "first"), [("rows.jsonl.gz", b'{"question_id"'), ("rows.json.gz", b"[\n")])
+def test_what_is_written_under_a_name_in_gz_is_packed_and_read_again(tmp_path, name, first):
+    rows = [ARENA | {"model": "\ud800 é"}, ARENA | {"question_id": "r"}]
+    write_rows(tmp_path / name, rows)
+    packed = (tmp_path / name).read_bytes()
+    assert gzip.decompress(packed).startswith(first)
+    assert read_rows(tmp_path / name) == rows
+    write_rows(tmp_path / name, rows)
+    assert (tmp_path / name).read_bytes() == packed
 
 
 def judgings(question=QUESTION, answers=(ANSWER,), prompt=PROMPT):

@@ -11,6 +11,7 @@ from preftune.evaluation.alpaca_judge import annotate, build_requests, load_temp
 from preftune.evaluation.arena_hard import score as score_arena
 from preftune.evaluation.arena_judge import GO_ON, load_judge_prompt
 from preftune.evaluation.arena_judge import judge as judge_arena
+from preftune.evaluation.judge import ask_all, open_endpoint
 from preftune.evaluation.mt_judge import build_judgings, rate
 from tests.endpoint.server import Script, serving
 
@@ -80,6 +81,15 @@ def test_a_server_that_fails_loses_nothing_and_is_not_asked_twice(template, tmp_
     assert [row["instruction"] for row in rows] == INSTRUCTIONS
     assert {row["annotator"] for row in rows} == {"alpaca_eval_by_text:judge"}
     assert all(row["preference"] is None for row in rows)  # the mock names neither m nor M
+
+
+def test_a_judge_that_nobody_hears_from_stops_the_judging(template, tmp_path):
+    requests = build_requests(pair_up(OUTPUTS, BASELINE), template)[:2]
+    with serving(Script(then="fail")) as url:
+        judge = open_endpoint([url], "judge", tmp_path / "out.json", tries=1, concurrency=1)
+        with pytest.raises(EndpointError, match="No server has answered 2 requests in a row"):
+            ask_all(judge, requests)
+        judge.close()
 
 
 def test_the_cost_cap_holds(template, tmp_path):

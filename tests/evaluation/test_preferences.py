@@ -1,6 +1,7 @@
 """Reward accuracy: against log-probs taken the slow way, for every objective of pairs, and a reward model's scores."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -111,6 +112,26 @@ def test_a_reward_models_accuracy_is_that_of_its_scores(folder, capsys):
     assert main(["eval", "preferences", str(folder / "policy"), str(folder / "pairs.jsonl"), "--objective", "simpo",
                  "--set", "beta=2", "--subset", "kind"]) == 0  # fmt: skip
     assert "mean of subsets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("reward", {}), ("policy", {"objective": "dpo", "reference": "reference"})],
+)
+def test_the_system_text_of_training_is_in_front_of_prompts_that_have_none(folder, tmp_path, name, more):
+    more = more | ({"reference": str(folder / "reference")} if more else {})
+    shutil.copytree(folder / name, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text("system_prompt: You are a pirate.\n")
+    own = [*({**row, "system": "Be brief."} for row in PAIRS[:2]), *PAIRS[2:]]
+    said = [{"system": "You are a pirate.", **row} for row in own]
+    for file, rows in (("own.jsonl", own), ("said.jsonl", said)):
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = measure_preferences(str(tmp_path / "run"), tmp_path / "own.jsonl", **more)
+
+    assert found == measure_preferences(str(folder / name), tmp_path / "said.jsonl", **more)
+    without = measure_preferences(str(folder / name), tmp_path / "own.jsonl", **more)
+    assert abs(found.overall.margin - without.overall.margin) > 1e-5
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -75,6 +76,21 @@ def test_log_probs_and_answers_are_those_of_the_models_themselves(folder, report
         assert told[1 + (name == "after")] == tokenizer.decode(greedy[0, len(ids) :], skip_special_tokens=True)
     assert getattr(figure(report, "log-prob of the data"), name) == pytest.approx(total / tokens, abs=1e-5)
     assert getattr(figure(report, "perplexity"), name) == pytest.approx(math.exp(-total / tokens), rel=1e-4)
+
+
+def test_each_model_is_asked_with_the_system_text_of_its_own_training(folder, report, tmp_path):
+    shutil.copytree(folder / "after", tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text("system_prompt: You are a pirate.\n")
+    rows = [{"system": "You are a pirate.", **row} for row in ROWS]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = figure(compared(folder, tmp_path / "run"), "log-prob of the data")
+
+    said = regress(*[str(place) for place in (folder / "after", folder / "after", tmp_path / "said.jsonl")],
+                   split="train", max_tokens=12)  # fmt: skip
+    assert found.after == pytest.approx(figure(said, "log-prob of the data").after, abs=1e-6)
+    assert found.before == figure(report, "log-prob of the data").before
+    assert abs(found.after - figure(report, "log-prob of the data").after) > 1e-5
 
 
 def test_another_model_is_at_a_distance_and_json_is_counted_where_it_is_asked_for(report):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from preftune.cli.main import main
@@ -45,6 +47,20 @@ def test_with_a_tokenizer_the_ids_of_training_are_sent(chat_model, prompts, tmp_
     assert [body["prompt"] for body in script.asked] == [ids, ids]
     assert ids.count(256) == 1
     assert script.asked[0]["stop"] == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize("more", [[], ["--system", ""]])
+def test_with_the_tokenizer_of_a_run_the_ids_have_its_system_text(chat_model, prompts, tmp_path, more):
+    shutil.copytree(chat_model, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text("system_prompt: Be brief.\n")
+    script = Script()
+    with serving(script) as url:
+        words = ["--tokenizer", str(tmp_path / "run"), "--limit", "1", *more]
+        assert sample(url, prompts, tmp_path / "out.jsonl", *words) == 0
+
+    opening = [] if more else [Message("system", "Be brief.")]
+    (ids,) = read_chat_format(load_tokenizer(str(chat_model))).prompt_ids([[*opening, Message("user", QUESTIONS[0])]])
+    assert script.asked[0]["prompt"] == ids
 
 
 def test_a_prompt_that_the_server_refuses_is_recorded_and_the_rest_goes_on(prompts, tmp_path):

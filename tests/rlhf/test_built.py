@@ -7,10 +7,11 @@ import torch
 
 from preftune.cli.main import main
 from preftune.data import load_preferences
+from preftune.data.system import with_system
 from preftune.recipe import load_recipe
 from preftune.recipe.rlhf import build_recipe, read_flags
 from preftune.train import needs
-from preftune.train.data import load_groups, with_system
+from preftune.train.data import load_groups
 from preftune.train.models import load_trained_model
 from preftune.train.run import build_arguments
 from preftune.train.trainer import PreferenceTrainer

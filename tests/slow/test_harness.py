@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import datasets
 import huggingface_hub.constants
@@ -129,3 +130,15 @@ def test_an_unknown_task_is_one_line(folder, capsys):
     assert run(folder, "--tasks", "sumz") == 2
     said = capsys.readouterr().err.strip()
     assert "'sumz' is no task of lm-evaluation-harness" in said and "\n" not in said
+
+
+def test_the_system_text_of_training_is_in_front(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "recipe.yaml").write_text("system_prompt: Be brief.\n")
+    words = ["--tasks", "sums", "--limit", "1", "--samples", str(tmp_path / "rows.jsonl")]
+    words = ["eval", "harness", str(tmp_path / "model"), "--include", str(folder / "tasks"), *words]
+    assert main(words) == 0
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert row["prompt"].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is")
+    assert main([*words, "--plain"]) == 0
+    assert read_rows(tmp_path / "rows.jsonl")[0]["prompt"] == ROWS[0]["question"]

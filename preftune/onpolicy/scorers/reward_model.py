@@ -24,11 +24,12 @@ class RewardModelScorer:
         self.reward = open_reward_model(name)
 
     def settings(self) -> dict[str, Any]:
-        return {
+        marks = {
             "reward_model": self.name,
             "weights": weights_mark(find_model(self.name)),
             "max_length": self.max_length,
         }
+        return marks | ({"system": self.reward.system} if self.reward.system else {})
 
     def score(self, examples: Sequence[Example]) -> list[list[Score]]:
         found = score_examples(self.reward, examples, batch_tokens=self.batch_tokens, max_length=self.max_length)
