@@ -24,7 +24,8 @@ Version = Literal["v0.1", "v2.0"]
 STRONG = 3  # battles
 BOOTSTRAPS, SEED = 100, 42
 PERCENTILES = {"v0.1": (2.5, 97.5), "v2.0": (5.0, 95.0)}
-DOUBLE, SINGLE = re.compile(r"\[\[([AB<>=]+)\]\]"), re.compile(r"\[([AB<>=]+)\]")
+LABEL = re.compile("[AB<>=]+")
+DOUBLE, SINGLE = re.compile(rf"\[\[({LABEL.pattern})\]\]"), re.compile(rf"\[({LABEL.pattern})\]")
 
 # The share of assistant A, and the number of battles.
 V01 = {"A>>B": (1.0, STRONG), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, STRONG)}
@@ -47,18 +48,22 @@ class ArenaScore:
 def read_verdict(judgment: str) -> tuple[str | None, bool]:
     """The label of a v0.1 judgment, and whether the judge is to be asked to go on (there was none at all).
 
-    Several labels that differ are no verdict.
+    Several labels that differ are no verdict, and neither is one that v0.1 does not know.
     """
-    labels = {label for label in DOUBLE.findall(judgment) if label}
-    return (labels.pop(), False) if len(labels) == 1 else (None, not labels)
+    labels = set(DOUBLE.findall(judgment))
+    return (_known(labels.pop(), "v0.1"), False) if len(labels) == 1 else (None, not labels)
 
 
 def read_verdict_v2(judgment: str) -> str | None:
-    """The last label of a v2.0 judgment, in double brackets or else in single ones."""
+    """The last label of a v2.0 judgment, in double brackets or else in single ones; None where v2.0 knows it not."""
     for pattern in (DOUBLE, SINGLE):
         if labels := pattern.findall(judgment.upper()):
-            return str(labels[-1])
+            return _known(labels[-1], "v2.0")
     return None
+
+
+def _known(label: str, version: Version) -> str | None:
+    return label if label in LABELS[version] else None
 
 
 def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[str, ArenaScore]:
@@ -119,11 +124,14 @@ def read_shares(row: Mapping[str, Any], version: Version) -> tuple[list[float], 
 
 
 def _outcome(game: Any, version: Version, where: str) -> list[float] | None:
-    """Assistant A's share of each battle; None where the verdict is null, or (v0.1) no label that it knows."""
+    """Assistant A's share of each battle; None where the verdict is null, or a label that the version knows not.
+
+    arena-hard-auto writes down whatever its pattern finds, such as "A", and v0.1 gives that no weight.
+    """
     label = game.get("score") if isinstance(game, Mapping) else game
     if label is None:
         return None
-    if not isinstance(label, str) or label not in V20:
+    if not isinstance(label, str) or not LABEL.fullmatch(label):
         raise DataError(f"{where}: the verdict {label!r} is none of {', '.join(V20)} or null.")
     if label not in LABELS[version]:
         return None

@@ -74,7 +74,7 @@ def judge(
     version: Version = "v0.1",
     prices: Sequence[float] | None = None,
 ) -> Rows:
-    """Judgments of all questions of the baseline; a verdict that cannot be read is null, and counted.
+    """Judgments of all questions of the baseline; a verdict that is refused or cannot be read is null, and counted.
 
     v0.1: a judge that gave no label is asked once to go on.
 
@@ -93,12 +93,12 @@ def judge(
                 key = f"question {uid}, game {game}"
                 requests[uid, game] = ChatRequest(key, messages, temperature=0, max_tokens=MAX_TOKENS[version])
     replies = ask_all(endpoint, list(requests.values()), prices)
-    said = {place: replies[request.key].text for place, request in requests.items()}
+    said = {place: replies[request.key].text for place, request in requests.items() if request.key in replies}
     if version == "v0.1":
         said = _gone_on(endpoint, requests, said, prices)
     rows = [_row(uid, mine[uid], other[uid], endpoint.model, said, requests, version) for uid in other]
     if nulls := sum(game["score"] is None for row in rows for game in row["games"]):
-        log.warning("%d of %d verdicts cannot be read and are null.", nulls, 2 * len(rows))
+        log.warning("%d of %d verdicts are null: refused, or not to be read.", nulls, 2 * len(rows))
     return rows
 
 
@@ -108,7 +108,10 @@ def _gone_on(
     said: Mapping[Any, str],
     prices: Sequence[float] | None,
 ) -> dict[Any, str]:
-    """The judgments, those without a label with what the judge says when it is asked to go on."""
+    """The judgments, those without a label with what the judge says when it is asked to go on.
+
+    A judge may refuse to, as that request is longer.
+    """
     again = {
         place: replace(
             request,
@@ -119,12 +122,13 @@ def _gone_on(
             ),
         )
         for place, request in requests.items()
-        if read_verdict(said[place])[1]
+        if place in said and read_verdict(said[place])[1]
     }
     if not again:
         return dict(said)
-    replies = ask_all(endpoint, list(again.values()), prices)
-    return {**said, **{place: f"{said[place]}\n{replies[request.key].text}" for place, request in again.items()}}
+    replies = ask_all(endpoint, list(again.values()), prices, needs_one=False)
+    more = {place: replies[request.key].text for place, request in again.items() if request.key in replies}
+    return {**said, **{place: f"{said[place]}\n{text}" for place, text in more.items()}}
 
 
 def _row(
@@ -138,8 +142,8 @@ def _row(
 ) -> dict[str, Any]:
     games = []
     for game in (1, 2):
-        text = said[uid, game]
-        score = read_verdict(text)[0] if version == "v0.1" else read_verdict_v2(text)
+        text = said.get((uid, game))
+        score = None if text is None else read_verdict(text)[0] if version == "v0.1" else read_verdict_v2(text)
         asked = requests[uid, game].messages[1]["content"]
         games.append({"score": score, "judgment": text, "user_prompt": asked} if version == "v0.1" else
                      {"score": score, "judgment": {"answer": text}, "prompt": asked})  # fmt: skip

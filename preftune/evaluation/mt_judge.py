@@ -5,6 +5,7 @@ The judge's prompts are read from FastChat's judge_prompts.jsonl, which is not p
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from preftune.endpoint import ChatRequest, Endpoint
 from preftune.errors import DataError
 from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
-from preftune.evaluation.mt_bench import WITH_REFERENCE, read_rating
+from preftune.evaluation.mt_bench import NO_RATING, WITH_REFERENCE, read_rating
+
+log = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048
 PROMPT_FIELDS = ("name", "system_prompt", "prompt_template")
@@ -116,7 +119,7 @@ def turns_of(row: Mapping[str, Any], name: str) -> list[str]:
 
 
 def rate(endpoint: Endpoint, judgings: list[Judging], prices: Sequence[float] | None = None) -> Rows:
-    """Judgments of all; the score of one without a rating is -1.
+    """Judgments of all; the score of one that is refused, or holds no rating, is -1, and counted.
 
     Raises:
         EndpointError, BudgetSpentError: see `ask_all`.
@@ -124,7 +127,13 @@ def rate(endpoint: Endpoint, judgings: list[Judging], prices: Sequence[float] | 
     replies = ask_all(endpoint, [judging.request for judging in judgings], prices)
     rows = []
     for judging in judgings:
-        text = replies[judging.request.key].text
+        reply = replies.get(judging.request.key)
+        text = None if reply is None else reply.text
         known = judging.row | {"judge": [endpoint.model, judging.row["judge"][1]]}
-        rows.append(known | {"judgment": text, "score": read_rating(text), "tstamp": time.time()})
+        rows.append(
+            known | {"judgment": text, "score": NO_RATING if text is None else read_rating(text), "tstamp": time.time()}
+        )
+    if unrated := sum(row["score"] == NO_RATING for row in rows):
+        log.warning("%d of %d judgments hold no rating of 1 to 10 and are -1; they are left out of the score.",
+                    unrated, len(rows))  # fmt: skip
     return rows

@@ -78,7 +78,7 @@ def play(
     prompts: Rows,
     prices: Sequence[float] | None = None,
 ) -> Rows:
-    """Judgments of all matches; a judge that names no winner leaves 'error'.
+    """Judgments of all matches; a judge that refuses, or names no winner, leaves 'error'.
 
     Raises:
         DataError: a prompt or a reference is missing.
@@ -90,7 +90,8 @@ def play(
     replies = ask_all(endpoint, [game.request for pair in games for game in pair], prices)
     rows = []
     for match, pair in zip(matches, games, strict=True):
-        said = [replies[game.request.key].text for game in pair]
+        heard = [replies.get(game.request.key) for game in pair]
+        said = [None if reply is None else reply.text for reply in heard]
         won = [winner_of(text, number) for number, text in enumerate(said)]
         asked = [game.request.messages[1]["content"] for game in pair]
         rows.append(match.row(g1_winner=won[0], g2_winner=won[1], judge=[endpoint.model, pair[0].prompt],
@@ -99,9 +100,9 @@ def play(
     return rows
 
 
-def winner_of(judgment: str, game: int) -> str:
-    """model_1, model_2, tie or error, of game 0 or 1."""
-    winner = read_winner(judgment)
+def winner_of(judgment: str | None, game: int) -> str:
+    """model_1, model_2, tie or error, of game 0 or 1; None is a judgment that was refused."""
+    winner = "error" if judgment is None else read_winner(judgment)
     return SIDES[game].get(winner, winner)
 
 

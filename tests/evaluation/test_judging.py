@@ -4,13 +4,24 @@ import json
 
 import pytest
 
-from preftune.endpoint import Budget, BudgetSpentError, ChatReply, Choice, Endpoint, EndpointError, Prices, ReplyCache
+from preftune.endpoint import (
+    Budget,
+    BudgetSpentError,
+    ChatReply,
+    Choice,
+    Endpoint,
+    EndpointError,
+    Failure,
+    Prices,
+    ReplyCache,
+)
 from preftune.errors import DataError
 from preftune.evaluation.alpaca_eval import is_switched, win_rate
 from preftune.evaluation.alpaca_judge import annotate, build_requests, load_template, pair_up, render
 from preftune.evaluation.arena_hard import score as score_arena
 from preftune.evaluation.arena_judge import GO_ON, load_judge_prompt
 from preftune.evaluation.arena_judge import judge as judge_arena
+from preftune.evaluation.mt_bench import score as score_mt
 from preftune.evaluation.mt_judge import build_judgings, rate
 from tests.endpoint.server import Script, serving
 
@@ -68,18 +79,29 @@ def test_a_template_that_lacks_a_field_is_refused(tmp_path):
 
 def test_a_server_that_fails_loses_nothing_and_is_not_asked_twice(template, tmp_path):
     pairs = pair_up(OUTPUTS, BASELINE)
-    with serving(Script(*["answer"] * 5, then="refuse")) as url:
+    with serving(Script(*["answer"] * 5, "fail", "fail")) as url:
         cache = ReplyCache(tmp_path / "replies.jsonl")
-        with pytest.raises(EndpointError, match=r"7 of 12 requests got no reply.*What came is kept"):
-            annotate(endpoint_to(url, tries=2, cache=cache), pairs, template)
+        with pytest.raises(EndpointError, match=r"2 of 12 requests got no reply.*What came is kept"):
+            annotate(endpoint_to(url, tries=1, cache=cache), pairs, template)
         cache.close()
     script = Script("fail", "busy")
     with serving(script) as url:
         rows = annotate(endpoint_to(url, cache=ReplyCache(tmp_path / "replies.jsonl")), pairs, template)
-    assert len(script.asked) == 7 + 2
+    assert len(script.asked) == 2 + 2
     assert [row["instruction"] for row in rows] == INSTRUCTIONS
     assert {row["annotator"] for row in rows} == {"alpaca_eval_by_text:judge"}
     assert all(row["preference"] is None for row in rows)  # the mock names neither m nor M
+
+
+def test_what_a_judge_refuses_is_null_and_the_rest_is_written(template, caplog):
+    pairs = pair_up(OUTPUTS, BASELINE)
+    with serving(Script("refuse", says=lambda body: "m")) as url:
+        rows = annotate(endpoint_to(url), pairs, template)
+    assert [row["preference"] for row in rows].count(None) == 1
+    assert {row["annotator"] for row in rows} == {"alpaca_eval_by_text:judge"} and win_rate(rows).n_total == 11
+    assert "1 of 12 requests are refused and have no verdict; row" in caplog.text
+    with serving(Script(then="refuse")) as url, pytest.raises(EndpointError, match=r"refuses all of 12 req.*too l"):
+        annotate(endpoint_to(url), pairs, template)
 
 
 def test_the_cost_cap_holds(template, tmp_path):
@@ -128,6 +150,21 @@ def test_a_judge_with_log_probs_gives_weighted_preferences_for_the_model(templat
     assert win_rate(rows).win_rate == pytest.approx(100 / (1 + 2.718281828459045**-2.9))
 
 
+def test_an_empty_reply_without_log_probs_is_no_other_annotator(template):
+    class Fake:
+        model, cache = "gpt-4-1106-preview", None
+
+        def ask(self, requests):
+            for number, request in enumerate(requests):
+                logprobs = {"content": [{"top_logprobs": [{"token": "m", "logprob": -0.1}]}]} if number else None
+                yield request, ChatReply((Choice("m" if number else "", "stop", logprobs),), 1, 1)
+
+    outputs = [row | {"output": f"base {row['instruction']}"} if n == 5 else row for n, row in enumerate(OUTPUTS)]
+    rows = annotate(Fake(), pair_up(outputs, BASELINE), template)
+    assert [row["preference"] for row in rows].count(None) == 1
+    assert {row["annotator"] for row in rows} == {"weighted_alpaca_eval_gpt4_turbo"}
+
+
 def test_mt_bench_requests_are_the_stored_ones_byte_for_byte(real_rows):
     stored = real_rows("mt_bench/judgments/gemini-1.5-flash.jsonl.gz")
     questions, prompts = real_rows("mt_bench/question.jsonl"), real_rows("mt_bench/judge_prompts.jsonl")
@@ -152,6 +189,28 @@ def answer_of(row, questions):
     return {"question_id": row["question_id"], "model_id": row["model"], "choices": [{"turns": [first, second]}]}
 
 
+def one_question():
+    prompts = [{"name": f"single-v1{turn}", "system_prompt": "judge", "prompt_template": "{answer_1}{answer_2}"}
+               for turn in ("", "-multi-turn")]  # fmt: skip
+    questions = [{"question_id": 1, "category": "writing", "turns": ["a", "b"]}]
+    answers = [{"question_id": 1, "model_id": "m", "choices": [{"turns": ["x", "y"]}]}]
+    return build_judgings(questions, answers, [], prompts)
+
+
+def test_a_rating_off_the_scale_is_none_and_can_be_scored(caplog):
+    texts = iter(("Rating: [[85]]", "Rating: [[8.5]]"))
+    rows = rate(Judge(lambda request: next(texts)), one_question())
+    assert [row["score"] for row in rows] == [-1, 8.5] and "1 of 2 judgments hold no rating" in caplog.text
+    assert (score_mt(rows)["m"].score, score_mt(rows)["m"].unrated) == (8.5, 1)
+
+
+def test_a_rating_that_is_refused_is_none(caplog):
+    texts = iter((None, "[[4]]"))
+    rows = rate(Judge(lambda request: next(texts)), one_question())
+    assert [(row["score"], row["judgment"]) for row in rows] == [(-1, None), (4, "[[4]]")]
+    assert score_mt(rows)["m"].score == 4 and "1 of 2 requests are refused" in caplog.text
+
+
 def test_mt_bench_ratings_are_read_and_a_missing_reference_is_named():
     prompts = [
         {"name": f"single-{kind}v1{turn}", "system_prompt": "judge", "prompt_template": text}
@@ -172,7 +231,7 @@ def test_mt_bench_ratings_are_read_and_a_missing_reference_is_named():
 
 
 class Judge:
-    """Says `texts` in turn for each game, whoever asks; `asked` are the requests."""
+    """Says `say(request)`, and refuses where that is None; `asked` are the requests."""
 
     model, cache = "judge", None
 
@@ -182,7 +241,9 @@ class Judge:
     def ask(self, requests):
         for request in requests:
             self.asked.append(request)
-            yield request, ChatReply((Choice(self.say(request), "stop"),), 1, 1)
+            text = self.say(request)
+            refused = Failure("status 400: maximum context length", 1, refused=True)
+            yield request, refused if text is None else ChatReply((Choice(text, "stop"),), 1, 1)
 
 
 def arena_answers(model, **answers):
@@ -230,6 +291,33 @@ def test_a_v01_judge_without_a_label_is_asked_once_to_go_on(arena_prompt):
     again = Judge(say)
     games = judge_arena(again, mine, base, arena_prompt, "v2.0")[0]["games"]
     assert [game["score"] for game in games] == [None, "B>A"] and len(again.asked) == 2
+
+
+@pytest.mark.parametrize("version", ["v0.1", "v2.0"])
+def test_a_label_that_is_none_is_a_null_verdict_that_can_be_scored(arena_prompt, version):
+    mine, base = arena_answers("m", u="mine", v="mine"), arena_answers("b", u="base", v="base")
+    judge = Judge(lambda request: "[[A]]" if "q u A mine" in request.messages[1]["content"] else "[[B>A]]")
+    rows = judge_arena(judge, mine, base, arena_prompt, version)
+    assert [[game["score"] for game in row["games"]] for row in rows] == [["B>A", None], ["B>A", "B>A"]]
+    assert len(judge.asked) == 4  # there was a label, so none is asked to go on
+    assert score_arena(rows, version)["m"].nulls == 1
+    rows[0]["games"][1]["score"] = "A"  # what arena-hard-auto writes
+    assert score_arena(rows, version)["m"].nulls == 1
+
+
+def test_a_game_that_is_refused_is_a_null_verdict(arena_prompt, caplog):
+    mine, base = arena_answers("m", u="mine", v="mine"), arena_answers("b", u="base", v="base")
+
+    def say(request):
+        if len(request.messages) == 4:
+            return None  # the judgment and the wish to go on do not fit
+        asked = request.messages[1]["content"]
+        return None if "q u A mine" in asked else "hm" if "q v A mine" in asked else "[[A=B]]"
+
+    rows = judge_arena(Judge(say), mine, base, arena_prompt)
+    assert [[game["score"] for game in row["games"]] for row in rows] == [["A=B", None], ["A=B", None]]
+    assert [row["games"][1]["judgment"] for row in rows] == [None, "hm"]
+    assert score_arena(rows)["m"].nulls == 2 and "2 of 4 verdicts are null" in caplog.text
 
 
 def test_arena_hard_answers_that_do_not_fit_are_one_line(arena_prompt, tmp_path):

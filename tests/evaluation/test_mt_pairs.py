@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preftune.endpoint import ChatReply, Choice
+from preftune.endpoint import ChatReply, Choice, Failure
 from preftune.errors import DataError
 from preftune.evaluation.mt_bench import score_pairs
 from preftune.evaluation.mt_pairs import build_matches, play
@@ -37,7 +37,9 @@ class Judge:
     def ask(self, requests):
         for request in requests:
             self.asked.append(request)
-            yield request, ChatReply((Choice(self.say(request.messages[1]["content"]), "stop"),), 1, 1)
+            text = self.say(request.messages[1]["content"])
+            refused = Failure("status 400: maximum context length", 1, refused=True)
+            yield request, refused if text is None else ChatReply((Choice(text, "stop"),), 1, 1)
 
 
 def played(say, questions=QUESTIONS):
@@ -89,6 +91,12 @@ def test_a_judge_that_names_no_winner_is_an_error_that_counts_for_nobody():
 
 def test_the_real_prompts_hold_both_answers_in_their_places(real_rows):
     prompts = {row["name"]: row for row in real_rows("mt_bench/judge_prompts.jsonl")}
+def test_a_game_that_is_refused_is_an_error():
+    _, rows = played(lambda text: None if text.endswith("A b111.1 B m111.1") else "[[A]]" if "A m" in text else "[[B]]")
+    assert [(row["g1_winner"], row["g2_winner"]) for row in rows[:2]] == [("model_1",) * 2, ("model_1", "error")]
+    assert rows[1]["g2_judgment"] is None and score_pairs(rows)["m"].errors == 1
+
+
     questions = real_rows("mt_bench/question.jsonl")
     numbers = [row["question_id"] for row in questions]
     judge = Judge(lambda text: "[[B]]")
