@@ -70,16 +70,9 @@ def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[
     """Model -> score, of the rows of one or several judgment files against the same baseline.
 
     Raises:
-        DataError: a row is not of two games, or no verdict counts.
+        DataError: a row is not of two games, a question is there twice, or no verdict counts.
     """
-    judged: dict[str, dict[Any, Mapping[str, Any]]] = {}
-    for number, row in enumerate(rows):
-        own, name = judged.setdefault(row["model"], {}), str(row.get("question_id", row.get("uid", number)))
-        if name in own:
-            raise DataError(f"judgments of {row['model']!r}: question {name} is there twice, which would count twice. "
-                            "Keep one of them.")  # fmt: skip
-        own[name] = row
-    read = {model: _battles(list(own.values()), version) for model, own in judged.items()}
+    read = {model: _battles(own, version) for model, own in rows_by_model(rows).items()}
     for model, (shares, _, nulls) in read.items():
         if not len(shares):
             raise DataError(f"judgments of {model!r}: none of {nulls} verdicts counts. Judge it again.")
@@ -92,6 +85,22 @@ def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[
         middle = float(shares.mean()) if version == "v0.1" else float(rounds[model].mean())
         found[model] = ArenaScore(100 * middle, 100 * float(lower), 100 * float(upper), len(shares), questions, nulls)
     return found
+
+
+def rows_by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Model -> its judgments, one of each question.
+
+    Raises:
+        DataError: a question is there twice.
+    """
+    judged: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        own, name = judged.setdefault(row["model"], {}), str(row.get("question_id", row.get("uid", number)))
+        if name in own:
+            raise DataError(f"judgments of {row['model']!r}: question {name} is there twice, which would count twice. "
+                            "Keep one of them.")  # fmt: skip
+        own[name] = row
+    return {model: list(own.values()) for model, own in judged.items()}
 
 
 def _battles(rows: Sequence[Mapping[str, Any]], version: Version) -> tuple[np.ndarray, int, int]:

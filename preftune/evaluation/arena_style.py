@@ -30,7 +30,15 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from preftune.errors import DataError
-from preftune.evaluation.arena_hard import BOOTSTRAPS, PERCENTILES, SEED, ArenaScore, Version, read_shares
+from preftune.evaluation.arena_hard import (
+    BOOTSTRAPS,
+    PERCENTILES,
+    SEED,
+    ArenaScore,
+    Version,
+    read_shares,
+    rows_by_model,
+)
 from preftune.evaluation.bradley_terry import BASE
 
 log = logging.getLogger(__name__)
@@ -81,9 +89,10 @@ def score_with_style(
         answers, baseline: arena-hard-auto's answers, of all judged models and of the baseline.
 
     Raises:
-        DataError: an answer is missing, or a figure cannot be controlled as it never differs.
+        DataError: an answer is missing, a question is judged twice, or a figure cannot be controlled as it never
+            differs.
     """
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    models = list(rows_by_model(rows))
     names = list(dict.fromkeys(map(_model_of, baseline)))
     if len(names) != 1 or names[0] in models:
         raise DataError(

@@ -59,6 +59,19 @@ class Games:
         return 100 * (self.wins + self.ties / 2) / self.played
 
 
+def asked_turns(question: Mapping[str, Any]) -> list[str]:
+    """The two turns of a question.
+
+    Raises:
+        DataError: it has not two texts.
+    """
+    turns = question["turns"]
+    if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
+        raise DataError(f"question {question['question_id']}: expected two turns, found {turns!r}. Give MT-Bench's "
+                        "question.jsonl, or questions of its form.")  # fmt: skip
+    return turns
+
+
 def read_rating(judgment: str) -> float:
     """The first number in double brackets, else in single ones; -1 where there is none, or it is no rating."""
     match = DOUBLE.search(judgment) or SINGLE.search(judgment)

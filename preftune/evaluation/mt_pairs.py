@@ -15,8 +15,8 @@ from preftune.endpoint import ChatRequest, Endpoint
 from preftune.errors import DataError
 from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
-from preftune.evaluation.mt_bench import WITH_REFERENCE, read_winner
-from preftune.evaluation.mt_judge import MAX_TOKENS, filled, turns_of
+from preftune.evaluation.mt_bench import WITH_REFERENCE, asked_turns, read_winner
+from preftune.evaluation.mt_judge import MAX_TOKENS, answered_turns, filled, turns_of
 
 SIDES = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})  # of game 1 and game 2
 TURNS = (1, 2)
@@ -49,15 +49,18 @@ def build_matches(questions: Rows, answers: Rows, baseline: Rows) -> list[Match]
     """Both turns of all questions, for every model of `answers` against the one of `baseline`.
 
     Raises:
-        DataError: an answer is missing, or the baseline is not one other model.
+        DataError: a question has not two turns, an answer is missing or there twice, or the baseline is not one other
+            model.
     """
     others = list(dict.fromkeys(row["model_id"] for row in baseline))
     if len(others) != 1:
         raise DataError(f"baseline: expected the answers of one model, found {len(others)}: {', '.join(others[:3])}.")
-    given = {(row["question_id"], row["model_id"]): turns_of(row, "answers") for row in [*answers, *baseline]}
+    given = answered_turns([*answers, *baseline])
     models = [model for model in dict.fromkeys(row["model_id"] for row in answers) if model != others[0]]
     if not models:
         raise DataError(f"answers: all are of {others[0]!r}, the baseline itself. Give those of another model.")
+    for question in questions:
+        asked_turns(question)
     found = []
     for model in models:
         for turn in TURNS:

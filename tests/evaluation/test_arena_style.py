@@ -217,6 +217,7 @@ def test_the_command_controls_style_and_v20_scores_each_category(tmp_path, capsy
         (lambda rows, answers, base: [row["metadata"].update(header_count=2) for row in (*answers, *base)],
          "headers never differ"),
         (lambda rows, answers, base: base[0]["metadata"].update(token_len="x"), "are no counts"),
+        (lambda rows, answers, base: rows.append(rows[3]), "question q3 is there twice, which would count twice"),
         (lambda rows, answers, base: [row.update(games=[None, None]) for row in rows], "none of 10 verdicts"),
     ],
 )  # fmt: skip
