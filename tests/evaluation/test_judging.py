@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from preftune.cli.main import main
 from preftune.endpoint import (
     Budget,
     BudgetSpentError,
@@ -19,8 +20,9 @@ from preftune.errors import DataError
 from preftune.evaluation.alpaca_eval import is_switched, win_rate
 from preftune.evaluation.alpaca_judge import annotate, build_requests, load_template, pair_up, render
 from preftune.evaluation.arena_hard import score as score_arena
-from preftune.evaluation.arena_judge import GO_ON, load_judge_prompt
+from preftune.evaluation.arena_judge import GO_ON, build_matches, load_judge_prompt
 from preftune.evaluation.arena_judge import judge as judge_arena
+from preftune.evaluation.files import read_rows, write_rows
 from preftune.evaluation.mt_bench import score as score_mt
 from preftune.evaluation.mt_judge import build_judgings, rate
 from tests.endpoint.server import Script, serving
@@ -265,7 +267,7 @@ def arena_prompt(tmp_path):
 def test_arena_hard_plays_two_games_in_both_orders(arena_prompt):
     mine, base = arena_answers("m", u="mine {answer_2}", v="other"), arena_answers("b", u="base", v="base")
     judge = Judge(lambda request: "[[B>>A]]" if "B mine" in request.messages[1]["content"] else "[[A=B]]")
-    rows = judge_arena(judge, mine, base, arena_prompt)
+    rows = judge_arena(judge, build_matches(mine, base), arena_prompt)
     assert [request.messages[1]["content"] for request in judge.asked[:2]] == [
         "Q q u A base B mine {answer_2}", "Q q u A mine {answer_2} B base",
     ]  # fmt: skip
@@ -283,13 +285,13 @@ def test_a_v01_judge_without_a_label_is_asked_once_to_go_on(arena_prompt):
         return "hm" if "B mine" in request.messages[1]["content"] else "[[A>B]] [[B>A]]"
 
     judge = Judge(say)
-    first, second = judge_arena(judge, mine, base, arena_prompt)[0]["games"]
+    first, second = judge_arena(judge, build_matches(mine, base), arena_prompt)[0]["games"]
     assert (first["score"], first["judgment"]) == ("A>B", "hm\nso [[A>B]]")
     assert second["score"] is None and len(judge.asked) == 3
     assert judge.asked[2].messages[2:] == ({"role": "assistant", "content": "hm"},
                                            {"role": "user", "content": GO_ON})  # fmt: skip
     again = Judge(say)
-    games = judge_arena(again, mine, base, arena_prompt, "v2.0")[0]["games"]
+    games = judge_arena(again, build_matches(mine, base), arena_prompt, "v2.0")[0]["games"]
     assert [game["score"] for game in games] == [None, "B>A"] and len(again.asked) == 2
 
 
@@ -297,7 +299,7 @@ def test_a_v01_judge_without_a_label_is_asked_once_to_go_on(arena_prompt):
 def test_a_label_that_is_none_is_a_null_verdict_that_can_be_scored(arena_prompt, version):
     mine, base = arena_answers("m", u="mine", v="mine"), arena_answers("b", u="base", v="base")
     judge = Judge(lambda request: "[[A]]" if "q u A mine" in request.messages[1]["content"] else "[[B>A]]")
-    rows = judge_arena(judge, mine, base, arena_prompt, version)
+    rows = judge_arena(judge, build_matches(mine, base), arena_prompt, version)
     assert [[game["score"] for game in row["games"]] for row in rows] == [["B>A", None], ["B>A", "B>A"]]
     assert len(judge.asked) == 4  # there was a label, so none is asked to go on
     assert score_arena(rows, version)["m"].nulls == 1
@@ -314,27 +316,104 @@ def test_a_game_that_is_refused_is_a_null_verdict(arena_prompt, caplog):
         asked = request.messages[1]["content"]
         return None if "q u A mine" in asked else "hm" if "q v A mine" in asked else "[[A=B]]"
 
-    rows = judge_arena(Judge(say), mine, base, arena_prompt)
+    rows = judge_arena(Judge(say), build_matches(mine, base), arena_prompt)
     assert [[game["score"] for game in row["games"]] for row in rows] == [["A=B", None], ["A=B", None]]
     assert [row["games"][1]["judgment"] for row in rows] == [None, "hm"]
     assert score_arena(rows)["m"].nulls == 2 and "2 of 4 verdicts are null" in caplog.text
 
 
 def test_arena_hard_answers_that_do_not_fit_are_one_line(arena_prompt, tmp_path):
-    with pytest.raises(DataError, match="1 of 2 questions of the baseline have none, the first is v"):
-        judge_arena(Judge(str), arena_answers("m", u="x"), arena_answers("b", u="x", v="y"), arena_prompt)
+    with pytest.raises(DataError, match="1 of 2 questions have none, the first is v"):
+        build_matches(arena_answers("m", u="x"), arena_answers("b", u="x", v="y"))
     with pytest.raises(DataError, match="row 2: expected one answer to each uid"):
-        judge_arena(Judge(str), arena_answers("m", u="x") * 2, arena_answers("b", u="x"), arena_prompt)
+        build_matches(arena_answers("m", u="x") * 2, arena_answers("b", u="x"))
     (tmp_path / "bad.yaml").write_text("system_prompt: x\nprompt_template: '{question_1}'\n")
-    with pytest.raises(DataError, match="expected 'system_prompt'"):
+    with pytest.raises(DataError, match="expected a 'prompt_template' with"):
         load_judge_prompt(tmp_path / "bad.yaml")
+
+
+CATEGORIES = """
+hard_prompt: {baseline: b, system_prompt: Solve it first.}
+creative_writing: {baseline: c, system_prompt: Judge alone.}
+coding: {baseline: b, system_prompt: Unused.}
+"""
+KINDS = {"u": "hard_prompt", "v": "creative_writing", "w": "hard_prompt"}
+
+
+def v20_files(folder, **more):
+    """The command that judges by categories, with a prompt file of the newer form, which has no system prompt."""
+    (folder / "judge.yaml").write_text("prompt_template: Q {QUESTION} A {ANSWER_A} B {ANSWER_B}")
+    texts = {"u": "1", "v": "2", "w": "3"}
+    rows = {
+        "answers": arena_answers("m", **texts),
+        "base": arena_answers("b", **texts),
+        "other": arena_answers("c", **texts),
+        "questions": [{"uid": uid, "category": kind, "prompt": f"q {uid}"} for uid, kind in KINDS.items()],
+    } | more
+    (folder / "categories.yaml").write_text(rows.pop("categories", CATEGORIES))
+    for name, own in rows.items():
+        write_rows(folder / f"{name}.jsonl", own)
+    given = {"--questions": "questions.jsonl", "--categories": "categories.yaml", "--prompts": "judge.yaml",
+             "--output": "judgments.jsonl"}  # fmt: skip
+    return ["eval", "arena-hard", "judge", str(folder / "answers.jsonl"), "--version", "v2.0", "--judge", "judge",
+            *(word for flag, name in given.items() for word in (flag, str(folder / name))),
+            "--baseline", str(folder / "base.jsonl"), str(folder / "other.jsonl")]  # fmt: skip
+
+
+def test_v20_asks_by_category_against_its_baseline_and_is_scored_by_category(tmp_path, capsys):
+    script = Script(says=lambda body: "[[A>B]]" if "q v" in body["messages"][1]["content"] else "[[A=B]]")
+    with serving(script) as url:
+        assert main([*v20_files(tmp_path), "--endpoint", url]) == 0
+    told = {body["messages"][1]["content"][:5]: body["messages"][0]["content"] for body in script.asked}
+    assert told == {"Q q u": "Solve it first.", "Q q v": "Judge alone.", "Q q w": "Solve it first."}
+    rows = read_rows(tmp_path / "judgments.jsonl")
+    assert [(row["uid"], row["category"], row["baseline"]) for row in rows] == [
+        ("u", "hard_prompt", "b"), ("v", "creative_writing", "c"), ("w", "hard_prompt", "b"),
+    ]  # fmt: skip
+    capsys.readouterr()
+    score = ["eval", "arena-hard", "score", str(tmp_path / "judgments.jsonl"), "--version", "v2.0", "--json"]
+    assert main(score) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["category"], row["questions"]) for row in found] == [("hard_prompt", 2), ("creative_writing", 1)]
+    write_rows(tmp_path / "judgments.jsonl", [row | {"category": None} for row in rows])
+    assert main(score) == 2
+    assert "judgments without a 'category'" in capsys.readouterr().err
+
+
+def test_one_category_alone_can_be_judged_and_v01_by_its_own_too(tmp_path, caplog):
+    words = v20_files(tmp_path, categories="hard_prompt: {baseline: b, system_prompt: x}")
+    with serving(Script()) as url:
+        assert main([*words, "--endpoint", url]) == 0
+        assert "1 of 3 questions are of no category that is given (creative_writing)" in caplog.text
+        assert [row["uid"] for row in read_rows(tmp_path / "judgments.jsonl")] == ["u", "w"]
+        assert main([*words, "--endpoint", url, "--version", "v0.1"]) == 0
+    assert [row["question_id"] for row in read_rows(tmp_path / "judgments.jsonl")] == ["u", "w"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"categories": "hard_prompt: x"}, "'hard_prompt': expected 'baseline', a model's name"),
+        ({"categories": "[1]"}, "by category, found none"),
+        ({"categories": "coding: {baseline: b}"}, "expected some of coding, found hard_prompt, creative_writing"),
+        ({"categories": "hard_prompt: {baseline: b}"}, "question u: the judge has no system prompt for hard_prompt"),
+        ({"categories": "hard_prompt: {baseline: o3, system_prompt: x}"}, "expected answers of 'o3'"),
+        ({"other": arena_answers("c", u="1")}, "baseline c: 1 of 1 questions have none, the first is v"),
+        ({"answers": arena_answers("m", u="1")}, "answers: 2 of 3 questions have none, the first is v"),
+        ({"questions": [{"uid": "u", "category": "hard_prompt"}] * 2}, "uid 'u' is there twice"),
+    ],
+)
+def test_categories_that_do_not_fit_are_one_line(tmp_path, capsys, files, message):
+    assert main([*v20_files(tmp_path, **files), "--endpoint", "http://x.test/v1"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said.splitlines()[-1]
 
 
 def test_real_arena_hard_answers_are_put_into_requests(arena_prompt, real_rows):
     mine = real_rows("arena_hard/v0.1_answers/gpt-3.5-turbo-0125.jsonl.gz")
     base = real_rows("arena_hard/v0.1_answers/gpt-4-0314.jsonl.gz")
     judge = Judge(lambda request: "[[A>B]]")
-    rows = judge_arena(judge, mine, base, arena_prompt)
+    rows = judge_arena(judge, build_matches(mine, base), arena_prompt)
     assert (len(rows), len(judge.asked)) == (500, 1000)
     assert {(row["model"], row["baseline"]) for row in rows} == {("gpt-3.5-turbo-0125", "gpt-4-0314")}
     assert score_arena(rows)["gpt-3.5-turbo-0125"].score == 50
