@@ -152,7 +152,10 @@ def _once(options: argparse.Namespace, path: str, step: Any, names: Sequence[str
     options.output = path
     made_of = {name: getattr(options, name, None) for name in names}
     made_of |= {name: mark_of_model(made_of[name]) for name in ("model", "reward_model") if name in made_of}
-    once(Path(path), made_of | {name: mark_of_file(getattr(options, name)) for name in files}, lambda: step(options))
+    for name in files:
+        given = getattr(options, name)
+        made_of[name] = list(map(mark_of_file, given)) if isinstance(given, list) else mark_of_file(given)
+    once(Path(path), made_of, lambda: step(options))
 
 
 def _alpaca_judge(parser: argparse.ArgumentParser) -> None:
@@ -232,40 +235,64 @@ def _run_alpaca_score(options: argparse.Namespace) -> int:
 def _arena_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("answers", metavar="ANSWERS.jsonl")
     parser.add_argument("--output", required=True, metavar="F.jsonl", help="where the judgments go")
+    parser.add_argument("--questions", metavar="F.jsonl", help="question.jsonl, for the categories")
     _add_arena_judge(parser)
     parser.set_defaults(run=_run_arena_judge)
 
 
 def _add_arena_judge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--baseline", required=True, metavar="F.jsonl", help="the baseline's answers")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        required=True,
+        metavar="F.jsonl",
+        help="the baseline's answers, or those of each category",
+    )
     parser.add_argument("--prompts", metavar="F.yaml", help="arena-hard-auto's file, for a judge that is asked")
+    parser.add_argument(
+        "--categories", metavar="F.yaml", help="baseline and system prompt of each category (v2.0 needs them)"
+    )
     parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
     add_endpoint(parser)
     add_reward_judge(parser)
 
 
 def _run_arena_judge(options: argparse.Namespace) -> int:
-    from preftune.evaluation.arena_judge import judge, load_judge_prompt
+    from preftune.evaluation.arena_categories import QUESTION_FIELDS, load_categories, sort_questions
+    from preftune.evaluation.arena_judge import build_matches, judge, load_judge_prompt
     from preftune.evaluation.files import check_output, read_rows, write_rows
     from preftune.evaluation.reward_judge import judge_arena_by_reward
 
     _check_arena_judge(options)
-    answers, baseline = (read_rows(path, ("uid", "model", "messages")) for path in (options.answers, options.baseline))
-    check_output(options.output, [path for path in (options.answers, options.baseline, options.prompts) if path])
+    given = [options.answers, *options.baseline, options.questions, options.categories, options.prompts]
+    check_output(options.output, [path for path in given if path])
+    answers, *baseline = (
+        read_rows(path, ("uid", "model", "messages")) for path in (options.answers, *options.baseline)
+    )
+    categories = None
+    if options.categories is not None:
+        categories = sort_questions(read_rows(options.questions, QUESTION_FIELDS), load_categories(options.categories))
+    matches = build_matches(answers, [row for rows in baseline for row in rows], categories)
     if options.reward_model is not None:
-        rows = judge_arena_by_reward(options.reward_model, answers, baseline, options.version, options.scale)
+        rows = judge_arena_by_reward(options.reward_model, matches, options.version, options.scale)
     else:
         prompt = load_judge_prompt(options.prompts)
         with closing(open_judge(options)) as endpoint:
-            rows = judge(endpoint, answers, baseline, prompt, options.version, options.prices)
+            rows = judge(endpoint, matches, prompt, options.version, options.prices)
     write_rows(options.output, rows)
     print(f"{options.output}: {len(rows)} judgments")
     return 0
 
 
 def _check_arena_judge(options: argparse.Namespace) -> None:
+    from preftune.errors import RecipeError
+
     check_one_judge(options)
     check_given(options, "prompts")
+    if options.version == "v2.0" and options.categories is None:
+        raise RecipeError("--version v2.0 needs --categories: each has a baseline and a system prompt of its own.")
+    if options.categories is not None and options.questions is None:
+        raise RecipeError("--categories needs --questions, which say of which category each is.")
 
 
 def _arena_run(parser: argparse.ArgumentParser) -> None:
@@ -284,7 +311,7 @@ def _run_arena(options: argparse.Namespace) -> int:
     _check_arena_judge(options)
     _once(options, options.answers, run_arena_generate, _GENERATION, ("questions",))
     _once(options, judgments, _run_arena_judge, ("judge", "version", "reward_model", "scale"),
-          ("answers", "baseline", "prompts"))  # fmt: skip
+          ("answers", "baseline", "prompts", "questions", "categories"))  # fmt: skip
     return _run_arena_score(options)
 
 
@@ -293,7 +320,9 @@ def _arena_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", choices=("v0.1", "v2.0"), default="v0.1", help="whose rules (v0.1, the paper's)")
     parser.add_argument("--style-control", choices=("both", "length", "markdown"), help="take style out of the score")
     parser.add_argument("--answers", nargs="+", default=(), metavar="F.jsonl", help="of the models, for style control")
-    parser.add_argument("--baseline", metavar="F.jsonl", help="the baseline's answers, for style control")
+    parser.add_argument(
+        "--baseline", nargs="+", default=(), metavar="F.jsonl", help="the baseline's answers, for style control"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_arena_score)
 

@@ -40,6 +40,7 @@ Outcome = ChatReply | Failure
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 OF_THE_SERVER = {
     401: "it wants another key. Put it into the environment variable {key_from}",
+    402: "its account has no credit left. Fill it up and start again",
     403: "it refuses the key in {key_from}",
     404: "there is no such path or model. An address ends before /chat/completions, mostly in /v1",
 }

@@ -131,40 +131,54 @@ def _shown(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def annotate(
     endpoint: Endpoint, pairs: Rows, template: Sequence[Mapping[str, str]], prices: Sequence[float] | None = None
 ) -> Rows:
-    """Annotations of all pairs; a reply that names no output leaves its preference null, and is counted.
+    """Annotations of all pairs; a request that is refused, or a reply that names no output, leaves its preference null,
+    and is counted.
 
     Raises:
         EndpointError, BudgetSpentError: see `ask_all`.
     """
     replies = ask_all(endpoint, build_requests(pairs, template), prices)
-    weighted = all(reply.choices[0].logprobs is not None for reply in replies.values())
-    tie = {"annotator": annotator_name(endpoint.model, weighted), "preference": 1.5, "raw_completion": None}
+    heard = [reply for reply in replies.values() if _shown_preference(reply) is not None] or list(replies.values())
+    rest = annotator_name(endpoint.model, all(_is_weighted(reply) for reply in heard))
     found = [replies.get(f"row {number}") for number in range(1, len(pairs) + 1)]
-    rows = [
-        {**row, **tie} if reply is None else _annotation(row, reply, endpoint.model)
-        for row, reply in zip(pairs, found, strict=True)
-    ]
+    rows = [_annotation(row, reply, endpoint.model, rest) for row, reply in zip(pairs, found, strict=True)]
     if nulls := sum(row["preference"] is None for row in rows):
         log.warning("%d of %d judgments name no output and are null; they are left out of the score.", nulls, len(rows))
     return rows
 
 
-def _annotation(row: Mapping[str, Any], reply: ChatReply, judge: str) -> dict[str, Any]:
+def _annotation(row: Mapping[str, Any], reply: ChatReply | None, judge: str, rest: str) -> dict[str, Any]:
+    """rest: the annotator of the other rows, which is that of a row that no preference was read of too."""
+    if reply is None:  # unasked, or refused
+        tie = row["output_1"] == row["output_2"]
+        return {**row, "annotator": rest, "preference": 1.5 if tie else None, "raw_completion": None}
+    shown = _shown_preference(reply)
+    return {
+        **row,
+        "annotator": rest if shown is None else annotator_name(judge, _is_weighted(reply)),
+        "preference": unswitched(shown, is_switched(row["instruction"])),
+        "raw_completion": _completion(reply),
+    }
+
+
+def _shown_preference(reply: ChatReply) -> float | None:
+    """In the order of the game."""
+    return read_preference(_completion(reply)) if _is_weighted(reply) else read_preference_text(reply.text)
+
+
+def _is_weighted(reply: ChatReply) -> bool:
+    return reply.choices[0].logprobs is not None
+
+
+def _completion(reply: ChatReply) -> dict[str, Any]:
+    """As the package keeps it."""
     choice = reply.choices[0]
-    weighted = choice.logprobs is not None
-    completion = {
+    return {
         "finish_reason": choice.finish,
         "index": 0,
         "logprobs": choice.logprobs,
         "message": {"content": choice.text, "role": "assistant"},
         "text": choice.text,
-    }
-    shown = read_preference(completion) if weighted else read_preference_text(choice.text)
-    return {
-        **row,
-        "annotator": annotator_name(judge, weighted),
-        "preference": unswitched(shown, is_switched(row["instruction"])),
-        "raw_completion": completion,
     }
 
 

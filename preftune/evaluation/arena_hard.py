@@ -24,7 +24,8 @@ Version = Literal["v0.1", "v2.0"]
 STRONG = 3  # battles
 BOOTSTRAPS, SEED = 100, 42
 PERCENTILES = {"v0.1": (2.5, 97.5), "v2.0": (5.0, 95.0)}
-DOUBLE, SINGLE = re.compile(r"\[\[([AB<>=]+)\]\]"), re.compile(r"\[([AB<>=]+)\]")
+LABEL = re.compile("[AB<>=]+")
+DOUBLE, SINGLE = re.compile(rf"\[\[({LABEL.pattern})\]\]"), re.compile(rf"\[({LABEL.pattern})\]")
 
 # The share of assistant A, and the number of battles.
 V01 = {"A>>B": (1.0, STRONG), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, STRONG)}
@@ -47,34 +48,31 @@ class ArenaScore:
 def read_verdict(judgment: str) -> tuple[str | None, bool]:
     """The label of a v0.1 judgment, and whether the judge is to be asked to go on (there was none at all).
 
-    Several labels that differ are no verdict.
+    Several labels that differ are no verdict, and neither is one that v0.1 does not know.
     """
-    labels = {label for label in DOUBLE.findall(judgment) if label}
-    return (labels.pop(), False) if len(labels) == 1 else (None, not labels)
+    labels = set(DOUBLE.findall(judgment))
+    return (_known(labels.pop(), "v0.1"), False) if len(labels) == 1 else (None, not labels)
 
 
 def read_verdict_v2(judgment: str) -> str | None:
-    """The last label of a v2.0 judgment, in double brackets or else in single ones."""
+    """The last label of a v2.0 judgment, in double brackets or else in single ones; None where v2.0 knows it not."""
     for pattern in (DOUBLE, SINGLE):
         if labels := pattern.findall(judgment.upper()):
-            return str(labels[-1])
+            return _known(labels[-1], "v2.0")
     return None
+
+
+def _known(label: str, version: Version) -> str | None:
+    return label if label in LABELS[version] else None
 
 
 def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[str, ArenaScore]:
     """Model -> score, of the rows of one or several judgment files against the same baseline.
 
     Raises:
-        DataError: a row is not of two games, or no verdict counts.
+        DataError: a row is not of two games, a question is there twice, or no verdict counts.
     """
-    judged: dict[str, dict[Any, Mapping[str, Any]]] = {}
-    for number, row in enumerate(rows):
-        own, name = judged.setdefault(row["model"], {}), str(row.get("question_id", row.get("uid", number)))
-        if name in own:
-            raise DataError(f"judgments of {row['model']!r}: question {name} is there twice, which would count twice. "
-                            "Keep one of them.")  # fmt: skip
-        own[name] = row
-    read = {model: _battles(list(own.values()), version) for model, own in judged.items()}
+    read = {model: _battles(own, version) for model, own in rows_by_model(rows).items()}
     for model, (shares, _, nulls) in read.items():
         if not len(shares):
             raise DataError(f"judgments of {model!r}: none of {nulls} verdicts counts. Judge it again.")
@@ -87,6 +85,22 @@ def score(rows: Sequence[Mapping[str, Any]], version: Version = "v0.1") -> dict[
         middle = float(shares.mean()) if version == "v0.1" else float(rounds[model].mean())
         found[model] = ArenaScore(100 * middle, 100 * float(lower), 100 * float(upper), len(shares), questions, nulls)
     return found
+
+
+def rows_by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Model -> its judgments, one of each question.
+
+    Raises:
+        DataError: a question is there twice.
+    """
+    judged: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        own, name = judged.setdefault(row["model"], {}), str(row.get("question_id", row.get("uid", number)))
+        if name in own:
+            raise DataError(f"judgments of {row['model']!r}: question {name} is there twice, which would count twice. "
+                            "Keep one of them.")  # fmt: skip
+        own[name] = row
+    return {model: list(own.values()) for model, own in judged.items()}
 
 
 def _battles(rows: Sequence[Mapping[str, Any]], version: Version) -> tuple[np.ndarray, int, int]:
@@ -119,11 +133,14 @@ def read_shares(row: Mapping[str, Any], version: Version) -> tuple[list[float], 
 
 
 def _outcome(game: Any, version: Version, where: str) -> list[float] | None:
-    """Assistant A's share of each battle; None where the verdict is null, or (v0.1) no label that it knows."""
+    """Assistant A's share of each battle; None where the verdict is null, or a label that the version knows not.
+
+    arena-hard-auto writes down whatever its pattern finds, such as "A", and v0.1 gives that no weight.
+    """
     label = game.get("score") if isinstance(game, Mapping) else game
     if label is None:
         return None
-    if not isinstance(label, str) or label not in V20:
+    if not isinstance(label, str) or not LABEL.fullmatch(label):
         raise DataError(f"{where}: the verdict {label!r} is none of {', '.join(V20)} or null.")
     if label not in LABELS[version]:
         return None

@@ -1,25 +1,25 @@
 """Arena-Hard's judging: answers of a model and a baseline in, two games a question out.
 
 The judge's prompt is not part of preftune: it is read from a file as arena-hard-auto has them, YAML with
-`system_prompt` and `prompt_template` (a text, or a list of one). The template holds question and answers as
-{question_1}, {answer_1}, {answer_2} (v0.1) or {QUESTION}, {ANSWER_A}, {ANSWER_B} (v2.0).
+`prompt_template` (a text, or a list of one), and in its older form `system_prompt`; in the newer one that is said by
+category (arena_categories.py). The template holds question and answers as {question_1}, {answer_1}, {answer_2} or
+{QUESTION}, {ANSWER_A}, {ANSWER_B}.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from preftune.endpoint import ChatRequest, Endpoint
 from preftune.errors import DataError
+from preftune.evaluation.arena_categories import Category, read_config
 from preftune.evaluation.arena_hard import Version, read_verdict, read_verdict_v2
-from preftune.evaluation.files import Rows, read_text
+from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,12 @@ PLACES = (("{question_1}", "{answer_1}", "{answer_2}"), ("{QUESTION}", "{ANSWER_
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """places: what stands in the template for the question, the answer of assistant A and that of B."""
+    """places: what stands in the template for the question, the answer of assistant A and that of B.
 
-    system: str
+    system: None where it is said by category.
+    """
+
+    system: str | None
     template: str
     places: tuple[str, str, str]
 
@@ -49,57 +52,111 @@ def load_judge_prompt(path: str | Path) -> JudgePrompt:
     Raises:
         DataError: it is not such.
     """
-    try:
-        config = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(
-            f"{path}: not YAML ({str(error).splitlines()[0]}). Give arena-hard-auto's judge file."
-        ) from None
-    config = config if isinstance(config, dict) else {}
-    template = config.get("prompt_template")
+    config = read_config(path)
+    template, system = config.get("prompt_template"), config.get("system_prompt")
     template = template[0] if isinstance(template, list) and template else template
-    system = config.get("system_prompt")
     for places in PLACES:
-        if isinstance(system, str) and isinstance(template, str) and all(place in template for place in places):
+        if isinstance(template, str) and all(place in template for place in places) and isinstance(system, str | None):
             return JudgePrompt(system, template, places)
-    raise DataError(f"{path}: expected 'system_prompt', and a 'prompt_template' with {', '.join(PLACES[0])} or "
-                    f"{', '.join(PLACES[1])}. Give arena-hard-auto's judge file.")  # fmt: skip
+    raise DataError(f"{path}: expected a 'prompt_template' with {', '.join(PLACES[0])} or {', '.join(PLACES[1])}, and "
+                    "'system_prompt', if any, a text. Give arena-hard-auto's judge file.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Match:
+    """One question. answers, models: the model's, and its baseline's."""
+
+    uid: Any
+    question: str
+    answers: tuple[str, str]
+    models: tuple[str, str]
+    category: Category | None = None
+
+    def row(self, judge: str, games: list[dict[str, Any]], version: Version, **more: Any) -> dict[str, Any]:
+        """As arena-hard-auto writes it, and more."""
+        name = {"question_id" if version == "v0.1" else "uid": self.uid}
+        kind = {} if self.category is None else {"category": self.category.name}
+        return {**name, **kind, "model": self.models[0], "judge": judge, "baseline": self.models[1], "games": games,
+                **more}  # fmt: skip
+
+
+def build_matches(answers: Rows, baseline: Rows, categories: Mapping[Any, Category] | None = None) -> list[Match]:
+    """All questions of the baseline, or with categories all that have one, each against the baseline of its own.
+
+    Args:
+        baseline: answers of one model, or with categories of all their baselines.
+        categories: by uid, as `sort_questions` gives them.
+
+    Raises:
+        DataError: a question has no answer, or two, or a baseline is not there.
+    """
+    mine = _answers_by_question(answers, "answers")
+    if categories is None:
+        theirs = _answers_by_question(baseline, "baseline")
+        _check_answered(mine, theirs, "answers")
+        return [_match(uid, mine[uid], theirs[uid]) for uid in theirs]
+    _check_answered(mine, categories, "answers")
+    models = list(dict.fromkeys(row["model"] for row in baseline))
+    found: dict[Any, Match] = {}
+    for category in dict.fromkeys(categories.values()):
+        own, name = [row for row in baseline if row["model"] == category.baseline], f"baseline {category.baseline}"
+        if not own:
+            raise DataError(f"baseline: expected answers of {category.baseline!r}, that of {category.name}, found "
+                            f"those of {', '.join(map(str, models))}. Give --baseline their file too.")  # fmt: skip
+        theirs = _answers_by_question(own, name)
+        uids = [uid for uid, one in categories.items() if one == category]
+        _check_answered(theirs, uids, name)
+        found |= {uid: _match(uid, mine[uid], theirs[uid], category) for uid in uids}
+    return [found[uid] for uid in categories]
+
+
+def _match(uid: Any, own: tuple[str, str, str], other: tuple[str, str, str], category: Category | None = None) -> Match:
+    return Match(uid, own[0], (own[1], other[1]), (own[2], other[2]), category)
 
 
 def judge(
     endpoint: Endpoint,
-    answers: Rows,
-    baseline: Rows,
+    matches: Sequence[Match],
     prompt: JudgePrompt,
     version: Version = "v0.1",
     prices: Sequence[float] | None = None,
 ) -> Rows:
-    """Judgments of all questions of the baseline; a verdict that cannot be read is null, and counted.
+    """Judgments of all matches; a verdict that is refused or cannot be read is null, and counted.
 
     v0.1: a judge that gave no label is asked once to go on.
 
     Raises:
-        DataError: a question has no answer.
+        DataError: there is no system prompt.
         EndpointError, BudgetSpentError: see `ask_all`.
     """
-    mine, other = answers_by_question(answers, "answers"), answers_by_question(baseline, "baseline")
-    check_answered(mine, other)
     requests = {}
-    for uid, (question, own, _) in mine.items():
-        if uid in other:
-            for game, pair in enumerate(((other[uid][1], own), (own, other[uid][1])), 1):
-                messages = ({"role": "system", "content": prompt.system},
-                            {"role": "user", "content": prompt.render(question, *pair)})  # fmt: skip
-                key = f"question {uid}, game {game}"
-                requests[uid, game] = ChatRequest(key, messages, temperature=0, max_tokens=MAX_TOKENS[version])
+    for match in matches:
+        system = _system(match, prompt)
+        own, base = match.answers
+        for game, pair in enumerate(((base, own), (own, base)), 1):
+            messages = ({"role": "system", "content": system},
+                        {"role": "user", "content": prompt.render(match.question, *pair)})  # fmt: skip
+            key = f"question {match.uid}, game {game}"
+            requests[match.uid, game] = ChatRequest(key, messages, temperature=0, max_tokens=MAX_TOKENS[version])
     replies = ask_all(endpoint, list(requests.values()), prices)
-    said = {place: replies[request.key].text for place, request in requests.items()}
+    said = {place: replies[request.key].text for place, request in requests.items() if request.key in replies}
     if version == "v0.1":
         said = _gone_on(endpoint, requests, said, prices)
-    rows = [_row(uid, mine[uid], other[uid], endpoint.model, said, requests, version) for uid in other]
+    rows = [match.row(endpoint.model, _games(match, said, requests, version), version) for match in matches]
     if nulls := sum(game["score"] is None for row in rows for game in row["games"]):
-        log.warning("%d of %d verdicts cannot be read and are null.", nulls, 2 * len(rows))
+        log.warning("%d of %d verdicts are null: refused, or not to be read.", nulls, 2 * len(rows))
     return rows
+
+
+def _system(match: Match, prompt: JudgePrompt) -> str:
+    """The category's, else that of the judge's file."""
+    kind = match.category
+    system = prompt.system if kind is None or kind.system is None else kind.system
+    if system is None:
+        whose = "" if kind is None else f" for {kind.name}"
+        raise DataError(f"question {match.uid}: the judge has no system prompt{whose}. Add 'system_prompt' to its "
+                        "file, or by category to that of --categories.")  # fmt: skip
+    return system
 
 
 def _gone_on(
@@ -108,7 +165,10 @@ def _gone_on(
     said: Mapping[Any, str],
     prices: Sequence[float] | None,
 ) -> dict[Any, str]:
-    """The judgments, those without a label with what the judge says when it is asked to go on."""
+    """The judgments, those without a label with what the judge says when it is asked to go on.
+
+    A judge may refuse to, as that request is longer.
+    """
     again = {
         place: replace(
             request,
@@ -119,42 +179,37 @@ def _gone_on(
             ),
         )
         for place, request in requests.items()
-        if read_verdict(said[place])[1]
+        if place in said and read_verdict(said[place])[1]
     }
     if not again:
         return dict(said)
-    replies = ask_all(endpoint, list(again.values()), prices)
-    return {**said, **{place: f"{said[place]}\n{replies[request.key].text}" for place, request in again.items()}}
+    replies = ask_all(endpoint, list(again.values()), prices, needs_one=False)
+    more = {place: replies[request.key].text for place, request in again.items() if request.key in replies}
+    return {**said, **{place: f"{said[place]}\n{text}" for place, text in more.items()}}
 
 
-def _row(
-    uid: str,
-    own: tuple[str, str, str],
-    other: tuple[str, str, str],
-    judge: str,
-    said: Mapping[Any, str],
-    requests: Mapping[Any, ChatRequest],
-    version: Version,
-) -> dict[str, Any]:
-    games = []
+def _games(
+    match: Match, said: Mapping[Any, str], requests: Mapping[Any, ChatRequest], version: Version
+) -> list[dict[str, Any]]:
+    games: list[dict[str, Any]] = []
     for game in (1, 2):
-        text = said[uid, game]
-        score = read_verdict(text)[0] if version == "v0.1" else read_verdict_v2(text)
-        asked = requests[uid, game].messages[1]["content"]
+        text = said.get((match.uid, game))
+        score = None if text is None else read_verdict(text)[0] if version == "v0.1" else read_verdict_v2(text)
+        asked = requests[match.uid, game].messages[1]["content"]
         games.append({"score": score, "judgment": text, "user_prompt": asked} if version == "v0.1" else
                      {"score": score, "judgment": {"answer": text}, "prompt": asked})  # fmt: skip
-    name = {"question_id": uid} if version == "v0.1" else {"uid": uid}
-    return {**name, "model": own[2], "judge": judge, "baseline": other[2], "games": games}
+    return games
 
 
-def check_answered(answers: Mapping[str, Any], baseline: Mapping[str, Any]) -> None:
-    """Raises DataError: a question of the baseline has no answer."""
-    if absent := [uid for uid in baseline if uid not in answers]:
-        raise DataError(f"answers: {len(absent)} of {len(baseline)} questions of the baseline have none, the first is "
-                        f"{absent[0]}. Generate them.")  # fmt: skip
+def _check_answered(answers: Mapping[Any, Any], asked: Collection[Any], name: str) -> None:
+    """Raises DataError: a question has no answer."""
+    if absent := [uid for uid in asked if uid not in answers]:
+        raise DataError(
+            f"{name}: {len(absent)} of {len(asked)} questions have none, the first is {absent[0]}. Generate them."
+        )
 
 
-def answers_by_question(rows: Rows, name: str) -> dict[str, tuple[str, str, str]]:
+def _answers_by_question(rows: Rows, name: str) -> dict[str, tuple[str, str, str]]:
     """uid -> question, answer and model, of answers of one model.
 
     Raises:

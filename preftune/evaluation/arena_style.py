@@ -30,7 +30,15 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from preftune.errors import DataError
-from preftune.evaluation.arena_hard import BOOTSTRAPS, PERCENTILES, SEED, ArenaScore, Version, read_shares
+from preftune.evaluation.arena_hard import (
+    BOOTSTRAPS,
+    PERCENTILES,
+    SEED,
+    ArenaScore,
+    Version,
+    read_shares,
+    rows_by_model,
+)
 from preftune.evaluation.bradley_terry import BASE
 
 log = logging.getLogger(__name__)
@@ -81,15 +89,16 @@ def score_with_style(
         answers, baseline: arena-hard-auto's answers, of all judged models and of the baseline.
 
     Raises:
-        DataError: an answer is missing, or a figure cannot be controlled as it never differs.
+        DataError: an answer is missing, a question is judged twice, or a figure cannot be controlled as it never
+            differs.
     """
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    names = list(dict.fromkeys(map(_model_of, baseline)))
+    models = list(rows_by_model(rows))
+    names = list(dict.fromkeys(map(model_of, baseline)))
     if len(names) != 1 or names[0] in models:
         raise DataError(
             f"baseline: expected the answers of one model that is not judged, found {', '.join(names[:3])}."
         )
-    counts, unit = style_counts([*(row for row in answers if _model_of(row) != names[0]), *baseline])
+    counts, unit = style_counts([*(row for row in answers if model_of(row) != names[0]), *baseline])
     battles, questions, nulls = _battles(rows, models, counts, names[0], version)
     if len(models) == 1:
         log.warning("Style control scores at the average style of the judged models. With %r alone there is nothing to "
@@ -132,7 +141,7 @@ def style_counts(answers: Sequence[Mapping[str, Any]]) -> tuple[dict[tuple[str, 
     stored = all(_stored(row) is not None for row in answers)
     found = {}
     for number, row in enumerate(answers, 1):
-        key = (_model_of(row), str(row.get("uid", row.get("question_id"))))
+        key = (model_of(row), str(row.get("uid", row.get("question_id"))))
         if key in found:
             raise DataError(f"answers row {number}: a second answer of {key[0]!r} to question {key[1]}. Keep one.")
         found[key] = np.array(_stored(row) if stored else _counted(row, number), dtype=float)
@@ -147,7 +156,7 @@ def _stored(row: Mapping[str, Any]) -> list[float] | None:
     try:
         return [float(sum(v.values()) if isinstance(v := data[name], Mapping) else v) for name in ELEMENTS]
     except (TypeError, ValueError):
-        raise DataError(f"answers: the metadata of {_model_of(row)!r} are no counts: {str(data)[:80]}.") from None
+        raise DataError(f"answers: the metadata of {model_of(row)!r} are no counts: {str(data)[:80]}.") from None
 
 
 def _counted(row: Mapping[str, Any], number: int) -> list[float]:
@@ -160,7 +169,8 @@ def _counted(row: Mapping[str, Any], number: int) -> list[float]:
     return [len(answer), *count_markdown(answer)]
 
 
-def _model_of(row: Mapping[str, Any]) -> str:
+def model_of(row: Mapping[str, Any]) -> str:
+    """Of an answer, in either version's form."""
     return str(row.get("model", row.get("model_id")))
 
 

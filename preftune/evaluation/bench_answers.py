@@ -10,6 +10,7 @@ from typing import Any
 from preftune.errors import DataError
 from preftune.evaluation.answers import Candidate, Journal, Preset, mark_of
 from preftune.evaluation.files import Rows, write_rows
+from preftune.evaluation.mt_bench import asked_turns
 from preftune.types import Message
 
 MT_MAX_TOKENS = 1024  # the script's default
@@ -32,10 +33,8 @@ def answer_mt_bench(
         ModelError: a conversation does not fit.
     """
     names = _names(questions, "question_id")
-    for name, question in zip(names, questions, strict=True):
-        turns = question["turns"]
-        if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
-            raise DataError(f"question {name}: expected two turns, found {turns!r}.")
+    for question in questions:
+        asked_turns(question)
     presets = {
         f"{name}/{turn}": Preset(MT_TEMPERATURES.get(question["category"], MT_OTHERWISE), max_new_tokens)
         for name, question in zip(names, questions, strict=True)

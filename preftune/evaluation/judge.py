@@ -62,12 +62,22 @@ def open_endpoint(
 
 
 def ask_all(
-    endpoint: Endpoint, requests: Sequence[ChatRequest], prices: Sequence[float] | None = None
+    endpoint: Endpoint,
+    requests: Sequence[ChatRequest],
+    prices: Sequence[float] | None = None,
+    *,
+    needs_one: bool = True,
 ) -> dict[str, ChatReply]:
-    """Key -> reply, of every request; says first what they can cost. prices: of a million tokens read and written.
+    """Key -> reply, of every request that the judge does not refuse; says first what they can cost.
+
+    Asked again, it would refuse again: those that it refuses are left out, and counted.
+
+    Args:
+        prices: of a million tokens read and written.
+        needs_one: a judge that refuses all of them is no judge of them.
 
     Raises:
-        EndpointError: some got no reply. What came is kept where the endpoint has a cache.
+        EndpointError: some got no reply, or all were refused. What came is kept where the endpoint has a cache.
         BudgetSpentError: the budget does not reach; the same holds.
     """
     missing = [request for request in requests if not _kept(endpoint, request)]
@@ -76,9 +86,10 @@ def ask_all(
     log.info("%s: %s%s", endpoint.model, expected, f"; {kept} are there already" if kept else "")
     replies: dict[str, ChatReply] = {}
     failures: list[tuple[ChatRequest, Failure]] = []
+    refusals: list[tuple[ChatRequest, Failure]] = []
     for request, outcome in endpoint.ask(requests):
         if isinstance(outcome, Failure):
-            failures.append((request, outcome))
+            (refusals if outcome.refused else failures).append((request, outcome))
         else:
             replies[request.key] = outcome
     if failures:
@@ -87,6 +98,13 @@ def ask_all(
             f"{endpoint.model}: {len(failures)} of {len(requests)} requests got no reply; {request.key}: "
             f"{failure.reason} ({failure.tries} tries). What came is kept; start again to go on."
         )
+    if refusals:
+        request, failure = refusals[0]
+        if needs_one and not replies:
+            raise EndpointError(f"{endpoint.model}: refuses all of {len(requests)} requests; {request.key}: "
+                                f"{failure.reason}. Take a judge that takes such requests.")  # fmt: skip
+        log.warning("%s: %d of %d requests are refused and have no verdict; %s: %s",
+                    endpoint.model, len(refusals), len(requests), request.key, failure.reason)  # fmt: skip
     return replies
 
 

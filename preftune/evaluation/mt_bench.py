@@ -1,7 +1,8 @@
 """MT-Bench: ratings of 80 two-turn questions, and games of two models.
 
-A judgment ends in "[[7]]"; the first such number is the rating, -1 where there is none. A model's score is the mean of
-all its ratings over both turns. In the pairwise mode a model wins only where both games, in either order, say so.
+A judgment ends in "[[7]]"; the first such number is the rating, -1 where there is none or it is off the scale. A
+model's score is the mean of all its ratings over both turns. In the pairwise mode a model wins only where both games,
+in either order, say so.
 Zheng et al. 2023, arXiv:2306.05685; FastChat's llm_judge (common.py, show_result.py).
 """
 
@@ -58,10 +59,29 @@ class Games:
         return 100 * (self.wins + self.ties / 2) / self.played
 
 
+def asked_turns(question: Mapping[str, Any]) -> list[str]:
+    """The two turns of a question.
+
+    Raises:
+        DataError: it has not two texts.
+    """
+    turns = question["turns"]
+    if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
+        raise DataError(f"question {question['question_id']}: expected two turns, found {turns!r}. Give MT-Bench's "
+                        "question.jsonl, or questions of its form.")  # fmt: skip
+    return turns
+
+
 def read_rating(judgment: str) -> float:
-    """The first number in double brackets, else in single ones, else -1."""
+    """The first number in double brackets, else in single ones; -1 where there is none, or it is no rating."""
     match = DOUBLE.search(judgment) or SINGLE.search(judgment)
-    return float(match.group(1)) if match else NO_RATING
+    value = float(match.group(1)) if match else NO_RATING
+    return value if _is_rating(value) else NO_RATING
+
+
+def _is_rating(value: float) -> bool:
+    """The scale is 1 to 10, and 0 is let pass. FastChat counts any number, [[85]] and a footnote [12] too."""
+    return 0 <= value <= 10
 
 
 def read_winner(judgment: str) -> str:
@@ -88,7 +108,7 @@ def score(rows: Sequence[Mapping[str, Any]], categories: Mapping[Any, str] | Non
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not (value == NO_RATING or 0 <= value <= 10)
+            or not (value == NO_RATING or _is_rating(value))
         ):
             raise DataError(f"judgments row {number}: expected a score of 1 to 10, or -1 for none, found {value!r}.")
         if categories is not None and row["question_id"] not in categories:

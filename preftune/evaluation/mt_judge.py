@@ -5,6 +5,7 @@ The judge's prompts are read from FastChat's judge_prompts.jsonl, which is not p
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from preftune.endpoint import ChatRequest, Endpoint
 from preftune.errors import DataError
 from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
-from preftune.evaluation.mt_bench import WITH_REFERENCE, read_rating
+from preftune.evaluation.mt_bench import NO_RATING, WITH_REFERENCE, asked_turns, read_rating
+
+log = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048
 PROMPT_FIELDS = ("name", "system_prompt", "prompt_template")
@@ -38,11 +41,7 @@ def build_judgings(questions: Rows, answers: Rows, references: Rows, prompts: Ro
         DataError: a prompt, an answer or a reference is missing.
     """
     templates = {row["name"]: row for row in prompts}
-    given: dict[tuple[Any, str], list[str]] = {}
-    for row in answers:
-        place = row["question_id"], row["model_id"]
-        if given.setdefault(place, turns_of(row, "answers")) != turns_of(row, "answers"):
-            raise DataError(f"answers of {place[1]!r}: question {place[0]} is answered twice. Keep one of them.")
+    given = answered_turns(answers)
     correct = {row["question_id"]: turns_of(row, "references") for row in references}
     found = []
     for model in dict.fromkeys(row["model_id"] for row in answers):
@@ -71,9 +70,7 @@ def _judging(
         )
     if referenced and number not in references:
         raise DataError(f"references: question {number} ({question['category']}) has none. Give all of them.")
-    asked = question["turns"]
-    if not isinstance(asked, list) or len(asked) != 2 or not all(isinstance(text, str) for text in asked):
-        raise DataError(f"question {number}: expected two turns, found {asked!r}.")
+    asked = asked_turns(question)
     fields = {"question": asked[0], "question_1": asked[0], "question_2": asked[1], "answer": answers[0],
               "answer_1": answers[0], "answer_2": answers[1]}  # fmt: skip
     if referenced:
@@ -100,6 +97,20 @@ def filled(name: str, template: str, fields: Mapping[str, str]) -> str:
     raise DataError(f"judge prompts: {name!r} cannot be filled in ({reason}). Give FastChat's file.")
 
 
+def answered_turns(answers: Rows) -> dict[tuple[Any, str], list[str]]:
+    """Question and model -> the two turns of its answer.
+
+    Raises:
+        DataError: an answer has not two texts, or a question has two answers that differ.
+    """
+    given: dict[tuple[Any, str], list[str]] = {}
+    for row in answers:
+        place, turns = (row["question_id"], row["model_id"]), turns_of(row, "answers")
+        if given.setdefault(place, turns) != turns:
+            raise DataError(f"answers of {place[1]!r}: question {place[0]} is answered twice. Keep one of them.")
+    return given
+
+
 def turns_of(row: Mapping[str, Any], name: str) -> list[str]:
     """The two turns of an answer.
 
@@ -116,7 +127,7 @@ def turns_of(row: Mapping[str, Any], name: str) -> list[str]:
 
 
 def rate(endpoint: Endpoint, judgings: list[Judging], prices: Sequence[float] | None = None) -> Rows:
-    """Judgments of all; the score of one without a rating is -1.
+    """Judgments of all; the score of one that is refused, or holds no rating, is -1, and counted.
 
     Raises:
         EndpointError, BudgetSpentError: see `ask_all`.
@@ -124,7 +135,13 @@ def rate(endpoint: Endpoint, judgings: list[Judging], prices: Sequence[float] | 
     replies = ask_all(endpoint, [judging.request for judging in judgings], prices)
     rows = []
     for judging in judgings:
-        text = replies[judging.request.key].text
+        reply = replies.get(judging.request.key)
+        text = None if reply is None else reply.text
         known = judging.row | {"judge": [endpoint.model, judging.row["judge"][1]]}
-        rows.append(known | {"judgment": text, "score": read_rating(text), "tstamp": time.time()})
+        rows.append(
+            known | {"judgment": text, "score": NO_RATING if text is None else read_rating(text), "tstamp": time.time()}
+        )
+    if unrated := sum(row["score"] == NO_RATING for row in rows):
+        log.warning("%d of %d judgments hold no rating of 1 to 10 and are -1; they are left out of the score.",
+                    unrated, len(rows))  # fmt: skip
     return rows

@@ -15,8 +15,8 @@ from preftune.endpoint import ChatRequest, Endpoint
 from preftune.errors import DataError
 from preftune.evaluation.files import Rows
 from preftune.evaluation.judge import ask_all
-from preftune.evaluation.mt_bench import WITH_REFERENCE, read_winner
-from preftune.evaluation.mt_judge import MAX_TOKENS, filled, turns_of
+from preftune.evaluation.mt_bench import WITH_REFERENCE, asked_turns, read_winner
+from preftune.evaluation.mt_judge import MAX_TOKENS, answered_turns, filled, turns_of
 
 SIDES = ({"A": "model_1", "B": "model_2"}, {"A": "model_2", "B": "model_1"})  # of game 1 and game 2
 TURNS = (1, 2)
@@ -49,15 +49,18 @@ def build_matches(questions: Rows, answers: Rows, baseline: Rows) -> list[Match]
     """Both turns of all questions, for every model of `answers` against the one of `baseline`.
 
     Raises:
-        DataError: an answer is missing, or the baseline is not one other model.
+        DataError: a question has not two turns, an answer is missing or there twice, or the baseline is not one other
+            model.
     """
     others = list(dict.fromkeys(row["model_id"] for row in baseline))
     if len(others) != 1:
         raise DataError(f"baseline: expected the answers of one model, found {len(others)}: {', '.join(others[:3])}.")
-    given = {(row["question_id"], row["model_id"]): turns_of(row, "answers") for row in [*answers, *baseline]}
+    given = answered_turns([*answers, *baseline])
     models = [model for model in dict.fromkeys(row["model_id"] for row in answers) if model != others[0]]
     if not models:
         raise DataError(f"answers: all are of {others[0]!r}, the baseline itself. Give those of another model.")
+    for question in questions:
+        asked_turns(question)
     found = []
     for model in models:
         for turn in TURNS:
@@ -78,7 +81,7 @@ def play(
     prompts: Rows,
     prices: Sequence[float] | None = None,
 ) -> Rows:
-    """Judgments of all matches; a judge that names no winner leaves 'error'.
+    """Judgments of all matches; a judge that refuses, or names no winner, leaves 'error'.
 
     Raises:
         DataError: a prompt or a reference is missing.
@@ -90,7 +93,8 @@ def play(
     replies = ask_all(endpoint, [game.request for pair in games for game in pair], prices)
     rows = []
     for match, pair in zip(matches, games, strict=True):
-        said = [replies[game.request.key].text for game in pair]
+        heard = [replies.get(game.request.key) for game in pair]
+        said = [None if reply is None else reply.text for reply in heard]
         won = [winner_of(text, number) for number, text in enumerate(said)]
         asked = [game.request.messages[1]["content"] for game in pair]
         rows.append(match.row(g1_winner=won[0], g2_winner=won[1], judge=[endpoint.model, pair[0].prompt],
@@ -99,9 +103,9 @@ def play(
     return rows
 
 
-def winner_of(judgment: str, game: int) -> str:
-    """model_1, model_2, tie or error, of game 0 or 1."""
-    winner = read_winner(judgment)
+def winner_of(judgment: str | None, game: int) -> str:
+    """model_1, model_2, tie or error, of game 0 or 1; None is a judgment that was refused."""
+    winner = "error" if judgment is None else read_winner(judgment)
     return SIDES[game].get(winner, winner)
 
 

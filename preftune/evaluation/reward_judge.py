@@ -18,8 +18,8 @@ import logging
 import math
 from collections.abc import Sequence
 
+from preftune.evaluation import arena_judge
 from preftune.evaluation.arena_hard import Version
-from preftune.evaluation.arena_judge import answers_by_question, check_answered
 from preftune.evaluation.files import Rows
 from preftune.evaluation.mt_pairs import Match
 from preftune.types import Example, Message, Origin
@@ -49,29 +49,24 @@ def lead(first: float | None, second: float | None, scale: float) -> float:
 
 
 def judge_arena_by_reward(
-    model: str, answers: Rows, baseline: Rows, version: Version = "v0.1", scale: float = 1.0
+    model: str, matches: Sequence[arena_judge.Match], version: Version = "v0.1", scale: float = 1.0
 ) -> Rows:
-    """Arena-Hard's judgments of all questions of the baseline.
+    """Arena-Hard's judgments of all matches.
 
     Raises:
-        DataError: a question has no answer.
         ModelError: the reward model cannot be loaded, or gives no finite score.
     """
-    mine, other = answers_by_question(answers, "answers"), answers_by_question(baseline, "baseline")
-    check_answered(mine, other)
     examples = [
-        Example((Message("user", mine[uid][0]),), (side[uid][1],), Origin("answers", "", number))
-        for number, uid in enumerate(other, 1)
-        for side in (mine, other)
+        Example((Message("user", match.question),), (answer,), Origin("answers", "", number))
+        for number, match in enumerate(matches, 1)
+        for answer in match.answers
     ]
     flat = rewards_of(model, examples)
     rows = []
-    for uid, own, base in zip(other, flat[::2], flat[1::2], strict=True):
+    for match, own, base in zip(matches, flat[::2], flat[1::2], strict=True):
         ahead = lead(base, own, scale)
         games = [{"score": label_of(value), "judgment": None} for value in (ahead, -ahead)]
-        name = {"question_id": uid} if version == "v0.1" else {"uid": uid}
-        rows.append({**name, "model": mine[uid][2], "judge": judge_name(model), "baseline": other[uid][2],
-                     "games": games, "rewards": [base, own]})  # fmt: skip
+        rows.append(match.row(judge_name(model), games, version, rewards=[base, own]))
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.errors import DataError
 from preftune.evaluation import arena_hard, mt_bench
 from preftune.evaluation.alpaca_eval import ANNOTATION_FIELDS, average_length, win_rate
-from preftune.evaluation.arena_style import Control, score_with_style
+from preftune.evaluation.arena_style import Control, model_of, score_with_style
 from preftune.evaluation.files import read_rows
 from preftune.evaluation.judge import OFFICIAL_ANNOTATOR
 from preftune.evaluation.length_control import fit, is_extreme, load_difficulties, load_gamed
@@ -77,26 +77,29 @@ def arena_hard_table(
     *,
     control: Control | None = None,
     answers: Sequence[str | Path] = (),
-    baseline: str | Path | None = None,
+    baseline: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
     """Best first. v0.1 pools the battles of all files for its intervals; v2.0 scores each category by itself.
 
     Args:
-        control: the style that is taken out, by the answers of the models and the baseline.
+        control: the style that is taken out, by the answers of the models and of each category's baseline.
 
     Raises:
-        DataError: a file is wrong, or judges or baselines are mixed.
+        DataError: a file is wrong, judges or baselines are mixed, or a judgment of v2.0 is of no category.
     """
     name = ", ".join(map(str, judgments))
     rows = [row for path in judgments for row in read_rows(path, ("model", "games"))]
     judge = _only(rows, "judge", name)
-    kinds = list(dict.fromkeys(row.get("category") for row in rows)) if version == "v2.0" else [None]
+    if version == "v2.0" and any(row.get("category") is None for row in rows):
+        raise DataError(f"{name}: v2.0 scores each category by itself, and there are judgments without a 'category'. "
+                        "Judge them with --questions and --categories.")  # fmt: skip
+    kinds = list(dict.fromkeys(row["category"] for row in rows)) if version == "v2.0" else [None]
     table = []
     for kind in kinds:
-        own = [row for row in rows if version == "v0.1" or row.get("category") == kind]
-        _only(own, "baseline", name)
+        own = [row for row in rows if version == "v0.1" or row["category"] == kind]
+        base = _only(own, "baseline", name)
         head = {"judge": judge, "version": version} | ({} if kind is None else {"category": kind})
-        scores, style = _arena_scores(own, version, control, answers, baseline)
+        scores, style = _arena_scores(own, version, control, answers, baseline, base)
         best = sorted(scores.items(), key=lambda item: -item[1].score)
         table += [{"model": model, **head, **asdict(found), **style} for model, found in best]
     return table
@@ -107,15 +110,21 @@ def _arena_scores(
     version: arena_hard.Version,
     control: Control | None,
     answers: Sequence[str | Path],
-    baseline: str | Path | None,
+    baseline: Sequence[str | Path],
+    base: str | None,
 ) -> tuple[dict[str, arena_hard.ArenaScore], dict[str, Any]]:
-    """The scores, and what was controlled."""
+    """The scores, and what was controlled. base: the baseline's name, where the judgments say it."""
     if control is None:
         return arena_hard.score(rows, version), {}
-    if not answers or baseline is None:
+    if not answers or not baseline:
         raise DataError("Style control reads the answers. Give those of the models and of the baseline.")
     given = [row for path in answers for row in read_rows(path)]
-    found = score_with_style(rows, given, read_rows(baseline), version, control)
+    theirs = [row for path in baseline for row in read_rows(path) if base in (None, model_of(row))]
+    if not theirs:
+        raise DataError(
+            f"baseline: expected the answers of {base!r}, as judged, found none. Give --baseline their file too."
+        )
+    found = score_with_style(rows, given, theirs, version, control)
     return found.scores, {"style": control, "style_coefficients": found.coefficients, "length_unit": found.unit}
 
 

@@ -104,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_forbid(self, body, script):
         self.reply(401, b'{"error": {"message": "wrong key"}}')
 
+    def do_no_credit(self, body, script):
+        self.reply(402, b'{"error": {"message": "insufficient balance"}}')
+
     def do_page(self, body, script):
         self.reply(200, b"<html>Welcome to the proxy</html>")
 

@@ -208,6 +208,26 @@ def test_the_command_controls_style_and_v20_scores_each_category(tmp_path, capsy
     assert "reads the answers" in capsys.readouterr().err
 
 
+def test_each_category_is_controlled_against_the_style_of_its_own_baseline(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(arena_style, "BOOTSTRAPS", 8)
+    rows, answers, base = drawn(("m",), 20)
+    other = [answer(row["uid"], "c", 60 + number) for number, row in enumerate(base)]
+    mixed = [row | {"category": "b" if number % 2 else "c", "baseline": "b" if number % 2 else "c"}
+             for number, row in enumerate(rows)]  # fmt: skip
+    for name, content in (("judgments", mixed), ("answers", answers), ("base", base), ("other", other)):
+        write_rows(tmp_path / f"{name}.jsonl", content)
+    score = ["eval", "arena-hard", "score", str(tmp_path / "judgments.jsonl"), "--version", "v2.0", "--json",
+             "--style-control", "length", "--answers", str(tmp_path / "answers.jsonl"), "--baseline",
+             str(tmp_path / "base.jsonl")]  # fmt: skip
+    assert main(score) == 2
+    assert "baseline: expected the answers of 'c'" in capsys.readouterr().err
+    assert main([*score, str(tmp_path / "other.jsonl")]) == 0
+    found = {row["category"]: row["score"] for row in json.loads(capsys.readouterr().out)}
+    for kind, own in (("b", base), ("c", other)):
+        alone = score_with_style([row for row in mixed if row["category"] == kind], answers, own, "v2.0", "length")
+        assert found[kind] == pytest.approx(alone.scores["m"].score)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -217,6 +237,7 @@ def test_the_command_controls_style_and_v20_scores_each_category(tmp_path, capsy
         (lambda rows, answers, base: [row["metadata"].update(header_count=2) for row in (*answers, *base)],
          "headers never differ"),
         (lambda rows, answers, base: base[0]["metadata"].update(token_len="x"), "are no counts"),
+        (lambda rows, answers, base: rows.append(rows[3]), "question q3 is there twice, which would count twice"),
         (lambda rows, answers, base: [row.update(games=[None, None]) for row in rows], "none of 10 verdicts"),
     ],
 )  # fmt: skip

@@ -221,12 +221,11 @@ def test_mt_bench_and_arena_hard_run_end_to_end_on_an_endpoint(folder, tmp_path,
         {"name": f"single-v1{turn}", "system_prompt": "Judge.", "prompt_template": text}
         for turn, text in (("", "[[4]] {answer}"), ("-multi-turn", "[[7]] {answer_2}"))
     ])  # fmt: skip
-    questions = [{"uid": uid, "prompt": f"Tell {uid}."} for uid in "ab"]
+    questions = [{"uid": uid, "category": "hard_prompt", "prompt": f"Tell {uid}."} for uid in "ab"]
     write_rows(tmp_path / "arena.jsonl", questions)
     answer_arena_hard(Candidate(str(folder / "policy"), "base"), questions, tmp_path / "base.jsonl", SHORT)
-    (tmp_path / "judge.yaml").write_text(
-        "system_prompt: x\nprompt_template: '[[B>A]] {QUESTION} {ANSWER_A} {ANSWER_B}'"
-    )
+    (tmp_path / "judge.yaml").write_text("prompt_template: '[[B>A]] {QUESTION} {ANSWER_A} {ANSWER_B}'")
+    (tmp_path / "categories.yaml").write_text("hard_prompt: {baseline: base, system_prompt: x}")
     common = [str(folder / "policy"), "--max-new-tokens", "6", "--json", "--judge", "j", "--endpoint"]
     script = Script()
     with serving(script) as url:
@@ -239,11 +238,13 @@ def test_mt_bench_and_arena_hard_run_end_to_end_on_an_endpoint(folder, tmp_path,
         assert json.loads(said[said.index("{") :])["by_turn"] == {"1": 4.0, "2": 7.0}
         arena = ["eval", "arena-hard", "run", *common, url, "--questions", str(tmp_path / "arena.jsonl"), "--baseline",
                  str(tmp_path / "base.jsonl"), "--prompts", str(tmp_path / "judge.yaml"), "--folder",
-                 str(tmp_path / "arena"), "--version", "v2.0"]  # fmt: skip
+                 str(tmp_path / "arena"), "--version", "v2.0", "--categories",
+                 str(tmp_path / "categories.yaml")]  # fmt: skip
         assert main(arena) == 0
         said = capsys.readouterr().out
         found = json.loads(said[said.index("{") :])
         assert (found["model"], found["questions"], found["battles"]) == ("policy", 2, 4)
+        assert found["category"] == "hard_prompt"
         asked = len(script.asked)
         assert main(mt) == 0 and main(arena) == 0
         assert len(script.asked) == asked == 2 + 4

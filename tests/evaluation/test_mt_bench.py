@@ -15,6 +15,7 @@ def rated(value, turn=1, question=81, model="m"):
     [
         ("Rating: [[7]]", 7), ("[[8.5]] then [[2]]", 8.5), ("Rating: [6]", 6), ("see [1]; Rating: [[9]]", 9),
         ("Rating: 7", -1), ("[[rating]]", -1), ("", -1), ("[[10.]]", 10),
+        ("Rating: [[85]]", -1), ("as [12] says, well done", -1), ("[[0]]", 0),
     ],
 )  # fmt: skip
 def test_the_first_number_in_brackets_is_the_rating(judgment, rating):

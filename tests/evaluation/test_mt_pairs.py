@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preftune.endpoint import ChatReply, Choice
+from preftune.endpoint import ChatReply, Choice, Failure
 from preftune.errors import DataError
 from preftune.evaluation.mt_bench import score_pairs
 from preftune.evaluation.mt_pairs import build_matches, play
@@ -22,6 +22,8 @@ TEMPLATES = [
     )
 ]
 
+OTHER = {"choices": [{"turns": ["other", "words"]}]}
+
 
 def answers(model, numbers=(81, 111)):
     return [{"question_id": n, "model_id": model, "choices": [{"turns": [f"{model}{n}.1", f"{model}{n}.2"]}]}
@@ -37,7 +39,9 @@ class Judge:
     def ask(self, requests):
         for request in requests:
             self.asked.append(request)
-            yield request, ChatReply((Choice(self.say(request.messages[1]["content"]), "stop"),), 1, 1)
+            text = self.say(request.messages[1]["content"])
+            refused = Failure("status 400: maximum context length", 1, refused=True)
+            yield request, refused if text is None else ChatReply((Choice(text, "stop"),), 1, 1)
 
 
 def played(say, questions=QUESTIONS):
@@ -87,6 +91,12 @@ def test_a_judge_that_names_no_winner_is_an_error_that_counts_for_nobody():
     assert (games.wins, games.errors, games.win_rate) == (2, 2, 100)
 
 
+def test_a_game_that_is_refused_is_an_error():
+    _, rows = played(lambda text: None if text.endswith("A b111.1 B m111.1") else "[[A]]" if "A m" in text else "[[B]]")
+    assert [(row["g1_winner"], row["g2_winner"]) for row in rows[:2]] == [("model_1",) * 2, ("model_1", "error")]
+    assert rows[1]["g2_judgment"] is None and score_pairs(rows)["m"].errors == 1
+
+
 def test_the_real_prompts_hold_both_answers_in_their_places(real_rows):
     prompts = {row["name"]: row for row in real_rows("mt_bench/judge_prompts.jsonl")}
     questions = real_rows("mt_bench/question.jsonl")
@@ -113,6 +123,11 @@ def test_the_real_prompts_hold_both_answers_in_their_places(real_rows):
         (lambda: build_matches(QUESTIONS, answers("b"), answers("b")), "the baseline itself"),
         (lambda: build_matches(QUESTIONS, answers("m"), answers("b") + answers("c")), "answers of one model, found 2"),
         (lambda: build_matches(QUESTIONS, answers("m"), answers("b", (81,))), "answers of 'b': question 111 has none"),
+        (lambda: build_matches(QUESTIONS, answers("m") + [answers("m")[0] | OTHER], answers("b")),
+         "answers of 'm': question 81 is answered twice"),
+        (lambda: build_matches([QUESTIONS[0] | {"turns": "text"}], answers("m"), answers("b")),
+         "question 81: expected two turns, found 'text'"),
+        (lambda: build_matches([QUESTIONS[0] | {"turns": ["one"]}], answers("m"), answers("b")), "expected two turns"),
         (lambda: play(Judge(str), build_matches(QUESTIONS, answers("m"), answers("b")), [], TEMPLATES),
          r"references: question 111 \(math\)"),
         (lambda: play(Judge(str), build_matches(QUESTIONS, answers("m"), answers("b")), answers("r"), TEMPLATES[:1]),

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from preftune.cli.main import main
+from preftune.evaluation import arena_judge
 from preftune.evaluation.alpaca_judge import annotate_by_reward
 from preftune.evaluation.answers import Candidate, changed_preset
 from preftune.evaluation.arena_hard import score as score_arena
@@ -71,7 +72,8 @@ def test_an_empty_answer_loses_and_two_of_them_tie(folder):
             {"role": "user", "content": "Say."}, {"role": "assistant", "content": {"answer": text}}]}
             for n, text in enumerate(texts)]  # fmt: skip
 
-    judged = judge_arena_by_reward(str(folder / "reward"), rows("m", "", "yes", " "), rows("b", "yes", "\n", ""))
+    matches = arena_judge.build_matches(rows("m", "", "yes", " "), rows("b", "yes", "\n", ""))
+    judged = judge_arena_by_reward(str(folder / "reward"), matches)
     assert [[game["score"] for game in row["games"]] for row in judged] == [
         ["A>>B", "B>>A"], ["B>>A", "A>>B"], ["A=B", "A=B"],
     ]  # fmt: skip
@@ -134,7 +136,8 @@ def test_mt_bench_runs_end_to_end_with_a_reward_model(folder, tmp_path, capsys):
 
 def test_a_model_beside_itself_is_a_tie_everywhere(folder):
     rows = read_rows(folder / "arena-base.jsonl")
-    judged = judge_arena_by_reward(str(folder / "reward"), [row | {"model": "m"} for row in rows], rows, scale=1e-6)
+    same = arena_judge.build_matches([row | {"model": "m"} for row in rows], rows)
+    judged = judge_arena_by_reward(str(folder / "reward"), same, scale=1e-6)
     assert score_arena(judged)["m"].score == 50 and {g["score"] for row in judged for g in row["games"]} == {"A=B"}
     turns = read_rows(folder / "mt-base.jsonl")
     matches = build_matches(MT, [row | {"model_id": "m"} for row in turns], turns)
@@ -159,6 +162,10 @@ def test_figures_of_a_reward_model_and_of_another_judge_are_not_scored_together(
         (["arena-hard", "judge", "a.jsonl", "--baseline", "b.jsonl", "--endpoint", "http://x.test/v1", "--judge", "j"],
          "needs --prompts"),
         (["arena-hard", "judge", "a.jsonl", "--baseline", "b.jsonl"], "Give one judge"),
+        (["arena-hard", "judge", "a.jsonl", "--baseline", "b.jsonl", "--reward-model", "r", "--version", "v2.0"],
+         "v2.0 needs --categories"),
+        (["arena-hard", "judge", "a.jsonl", "--baseline", "b.jsonl", "--reward-model", "r", "--categories", "c.yaml"],
+         "--categories needs --questions"),
     ],
 )  # fmt: skip
 def test_a_judge_that_is_not_said_whole_is_one_line(tmp_path, words, message, capsys):
