@@ -141,6 +141,15 @@ class TestRuns:
         assert run["answers"] == [{"prompt": "<b>Hi", "steps": [0, 3], "answers": ["<script>0", "<script>3"]}]
         assert len(run["log"]) == 3
 
+    def test_files_that_no_run_of_ours_wrote_are_shown_as_far_as_they_can_be(self, page, places):
+        folder = write_run(places.runs / "one")
+        (folder / "log.jsonl").write_text('{"step": 1, "loss": NaN, "note": "half \\ud83d"}\n')
+        looks = ['{"step": 1, "answers": ["text"]}', '{"step": NaN, "answers": [{}]}', "[1]"]
+        (folder / "watch.jsonl").write_text("".join(f"{look}\n" for look in looks))
+        run = page.get("run", name="one").json()
+        assert run["log"] == ['{"step": 1, "loss": NaN, "note": "half \ud83d"}']
+        assert run["answers"] == []
+
     def test_a_link_out_of_a_run_is_not_followed(self, page, places, tmp_path):
         folder = write_run(places.runs / "one")
         (tmp_path / "secret").write_text("secret")
