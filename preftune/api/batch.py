@@ -45,7 +45,7 @@ class Ticket:
     events: asyncio.Queue[Event | Exception]
     begun: bool = False
     left: int = 0  # answers that are not finished
-    ended: set[int] = field(default_factory=set)  # by a stop string
+    ended: set[int] = field(default_factory=set)  # answers that are finished, by a stop string or by themselves
 
     def __post_init__(self) -> None:
         self.left = len(self.seeds)
@@ -111,6 +111,8 @@ class Batch:
 
     def end(self, ticket: Ticket, index: int) -> None:
         """One answer is complete, by a stop string; no more of its tokens are needed."""
+        if index in ticket.ended:
+            return  # its last token came before anybody looked at the one with the stop string
         ticket.left -= 1
         ticket.ended.add(index)
         self._inbox.put(partial(self._end, ticket, index))
@@ -160,6 +162,7 @@ class Batch:
             if isinstance(event, Exception):
                 self.open.discard(ticket)
             elif event.answer is not None:
+                ticket.ended.add(event.index)
                 ticket.left -= 1
                 if not ticket.left:
                     self.open.discard(ticket)

@@ -18,7 +18,7 @@ from preftune.api.metrics import Metrics
 from preftune.api.schema import ChatMessage, ChatRequest, CompletionRequest, ScoreRequest
 from preftune.api.served import Served, Shelf
 from preftune.generation import Sampling
-from preftune.serve.reward import RewardModel, Scores, score_examples
+from preftune.serve.reward import RewardModel, Scores, prompt_ids, score_examples
 from preftune.types import Example, Message, Origin
 
 Asked = ChatRequest | CompletionRequest
@@ -31,7 +31,7 @@ class Limits:
     """What a request may ask for.
 
     Args:
-        prompt_tokens: of one prompt; None = what the model reads.
+        prompt_tokens: of one prompt, to answer or to score responses to; None = what the model reads.
         max_tokens: of one answer; also what a chat gets that does not say how many.
         waiting: answers, or requests for scores, that may wait for their turn.
         slots: answers that are written at the same time.
@@ -76,17 +76,21 @@ class Service:
     async def encode(self, served: Served, write: Callable[[], list[list[int]]]) -> list[list[int]]:
         """Prompt ids, within the limits."""
         prompts = await asyncio.get_running_loop().run_in_executor(self._encoder, write)
-        limit = min((n for n in (self.limits.prompt_tokens, (served.context or math.inf) - 1) if n), default=math.inf)
         for ids in prompts:
-            if not ids:
-                raise Refusal(400, "The prompt is empty. Give it at least one token.", "empty_prompt")
-            if len(ids) > limit:
-                line = f"The prompt has {len(ids)} tokens; at most {limit} can be answered here."
-                raise Refusal(400, line, "context_length_exceeded")
+            self.check_length(ids, served.context)
             if max(ids) >= served.rows:
                 line = f"The prompt has the token id {max(ids)}; the ids of '{served.name}' end at {served.rows - 1}."
                 raise Refusal(400, line, "unknown_token")
         return prompts
+
+    def check_length(self, ids: list[int], context: int | None) -> None:
+        """Refuse an empty prompt, and one that leaves no room or is longer than prompts may be."""
+        limit = min((n for n in (self.limits.prompt_tokens, (context or math.inf) - 1) if n), default=math.inf)
+        if not ids:
+            raise Refusal(400, "The prompt is empty. Give it at least one token.", "empty_prompt")
+        if len(ids) > limit:
+            line = f"The prompt has {len(ids)} tokens; at most {limit} can be read here. Shorten it."
+            raise Refusal(400, line, "context_length_exceeded")
 
     def sampling(self, body: Asked, served: Served, longest: int, tops: int | None) -> Sampling:
         """`tops`: None where no log-probs were asked for."""
@@ -154,6 +158,10 @@ def _start(
 ) -> Answers:
     seed = secrets.randbits(62) if body.seed is None else body.seed
     seeds = tuple(seed + number for number in range(body.n or 1))
+    asked, most = len(prompts) * len(seeds), service.limits.slots + service.limits.waiting
+    if asked > most:  # else it would be sent away, to come again, for ever
+        line = f"{asked} answers are asked for at once; this server takes at most {most}. Ask for fewer."
+        raise Refusal(400, line, "too_many_answers")
     return Answers(service.batch, service.metrics, served, prompts, seeds, sampling, body.stops, continues)
 
 
@@ -170,9 +178,15 @@ async def ask_score(service: Service, body: ScoreRequest) -> Scores:
     example = Example(tuple(messages), responses, Origin("request", "score", 1))
     service.scores_waiting += 1
     try:
-        return await asyncio.wrap_future(service.batch.call(partial(score_examples, reward, [example])))
+        return await asyncio.wrap_future(service.batch.call(partial(_score, service, reward, example)))
     finally:
         service.scores_waiting -= 1
+
+
+def _score(service: Service, reward: RewardModel, example: Example) -> Scores:
+    """In the batch's thread, which has the tokenizer to itself; every response takes the prompt along."""
+    service.check_length(prompt_ids(reward, example), reward.context)
+    return score_examples(reward, [example])
 
 
 def _messages(said: list[ChatMessage]) -> list[Message]:

@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", default="train", help="of a folder or data set: train, test, ... (train)")
     parser.add_argument("--slots", type=count(1), default=32, help="answers written at the same time (32)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.jsonl, or what was begun of it")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT.jsonl, or what was begun with other settings"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     return parser

@@ -31,7 +31,7 @@ class Decoder(Protocol):
     """A model with its prompts and the answers that are being written."""
 
     def read(self, prompts: Sequence[list[int]]) -> Tensor:
-        """Take up prompts, numbered on from those there are; logits (B, V) of what follows each."""
+        """Take up prompts, numbered on from those there are, all or none; logits (B, V) of what follows each."""
         ...
 
     def open_answer(self, prompt: int) -> None:
@@ -64,7 +64,12 @@ class SharedDecoder:
         ends = sorted(set(lengths))
         keep = torch.tensor([end - 1 for end in ends], device=self.model.device)
         positions = torch.arange(width).expand(len(prompts), -1)
-        logits = self._run(ids, positions, Reading(self.cells, first, lengths), logits_to_keep=keep)
+        try:
+            logits = self._run(ids, positions, Reading(self.cells, first, lengths), logits_to_keep=keep)
+        except BaseException:  # a line that nobody knows of would shift the numbers of all that follow
+            for line in reversed(range(first, first + len(prompts))):
+                self.cells.close_prompt(line)
+            raise
         return logits[range(len(prompts)), [ends.index(length) for length in lengths]]
 
     def open_answer(self, prompt: int) -> None:
@@ -122,11 +127,12 @@ class PlainDecoder:
         self.answers: list[tuple[Any, int]] = []
 
     def read(self, prompts: Sequence[list[int]]) -> Tensor:
-        logits = []
+        read, logits = [], []
         for prompt in prompts:
             out = self.model(input_ids=self._ids(prompt), use_cache=True, return_dict=True)
-            self.prompts.append((_cache_of(out), len(prompt)))
+            read.append((_cache_of(out), len(prompt)))
             logits.append(out.logits[:, -1])
+        self.prompts += read
         return torch.cat(logits)
 
     def open_answer(self, prompt: int) -> None:

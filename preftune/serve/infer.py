@@ -64,7 +64,7 @@ def infer_file(
         columns: the file's names to known ones, see `preftune.data.formats`; None = ignore the column.
         split: which files of a folder.
         slots: answers that are written at the same time.
-        overwrite: replace a finished `target`, or one that was begun with other settings.
+        overwrite: replace a finished `target`, or what was begun with other settings; with the same it goes on.
 
     Returns:
         rows, done_before, tokens, cut (answers that reached the limit), output.
@@ -177,9 +177,14 @@ class _Journal:
         if target.exists() and not overwrite:
             raise CheckpointError(f"{target}: is finished already. Give another --output, or add --overwrite.")
         self.file = open_alone(self.part)
-        if overwrite:
+        try:
+            self._open()
+        except CheckpointError:
+            if not overwrite:
+                raise
+            self.done = self.tokens = self.cut = 0
             self.file.truncate(0)
-        self._open()
+            self._open()
 
     def _open(self) -> None:
         """Read what was done."""

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from preftune.data import tokenize_examples
-from preftune.data.chat import BLANK_LINE
+from preftune.data.chat import BLANK_LINE, read_chat_format
 from preftune.data.pack import pack
 from preftune.data.system import with_system
 from preftune.errors import ModelError
@@ -96,6 +96,18 @@ def open_reward_model(name: str) -> RewardModel:
 
 
 # --- scores
+
+
+def prompt_ids(reward: RewardModel, example: Example) -> list[int]:
+    """Its prompt as the model gets it, uncut.
+
+    Raises:
+        DataError: it cannot be put into the chat template.
+    """
+    [asked] = with_system([example], reward.system)
+    if reward.pairs:
+        return list(reward.tokenizer(_joined(asked.prompt), verbose=False)["input_ids"])
+    return read_chat_format(reward.tokenizer).prompt_ids([asked.prompt])[0]
 
 
 @torch.inference_mode()
@@ -180,7 +192,7 @@ def _score_pairs(
     reward: RewardModel, examples: Sequence[Example], limit: int | None, batch_tokens: int
 ) -> tuple[list[float], int]:
     """Prompt and response as two texts; too long, the longer of them loses its end."""
-    prompts = [BLANK_LINE.join(message.content for message in example.prompt) for example in examples]
+    prompts = [_joined(example.prompt) for example in examples]
     answers = [example.responses[0] for example in examples]
     whole = reward.tokenizer(prompts, answers, verbose=False)
     cut = [limit is not None and len(ids) > limit for ids in whole["input_ids"]]
@@ -188,6 +200,10 @@ def _score_pairs(
         whole = reward.tokenizer(prompts, answers, truncation=True, max_length=limit)
     rows = [{name: whole[name][number] for name in whole} for number in range(len(examples))]
     return run_padded(reward, rows, batch_tokens), sum(cut)
+
+
+def _joined(messages: Sequence[Message]) -> str:
+    return BLANK_LINE.join(message.content for message in messages)
 
 
 def run_padded(reward: RewardModel, rows: Sequence[dict[str, list[int]]], batch_tokens: int) -> list[float]:

@@ -25,7 +25,7 @@ except ImportError:
 
 from preftune.web.api import State, build_router
 from preftune.web.browse import Browser
-from preftune.web.guard import Guard, refuse
+from preftune.web.guard import Guard, Json, refuse
 from preftune.web.jobs import Jobs
 from preftune.web.talk import Voices
 from preftune.web.votes import Votes
@@ -71,7 +71,7 @@ def build_app(places: Places, settings: Settings) -> Guard:
         yield
         await run_in_threadpool(state.jobs.close)
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(lifespan=lifespan, default_response_class=Json, openapi_url=None, docs_url=None, redoc_url=None)
     page = (STATIC / "index.html").read_text(encoding="utf-8").replace("{{token}}", token)
 
     @app.get("/")

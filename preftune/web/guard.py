@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import json
 import secrets
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -68,7 +70,7 @@ class Guard:
         if method in READS:
             return None
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host[0]:
+        if origin is not None and origin.partition("://")[2] != host[0]:
             return refuse(403, "This request comes from another page.")
         if not secrets.compare_digest(headers.get(TOKEN_HEADER, "").encode(), self.token.encode()):
             return refuse(403, "The page is older than the server. Load it again.")
@@ -97,8 +99,15 @@ class Guard:
         return kind.lower() == "basic" and secrets.compare_digest(given, self.login.encode())
 
 
+class Json(JSONResponse):
+    """ASCII: a file or a log may hold half a surrogate pair, which UTF-8 has no bytes for."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
+
+
 def refuse(status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": reason}, status, headers)
+    return Json({"error": reason}, status, headers)
 
 
 def _wrong_size(length: str) -> Response | None:

@@ -79,8 +79,9 @@ class Jobs:
                 os.killpg(self.process.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """The page ends: the run saves and ends with it."""
-        self.stop()
+        """The page ends: the run saves and ends with it. One that saves already is not asked once more."""
+        if not self.stopping:
+            self.stop()
         if self.process is not None:
             try:
                 self.process.wait(PATIENCE)

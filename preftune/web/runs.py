@@ -52,7 +52,7 @@ def watched(folder: Path) -> list[dict[str, Any]]:
     """Prompts that were answered while the model trained: `steps` and `answers` of the first look and the last."""
     path = inside(folder, ANSWERS)
     looks = read_log(path) if path is not None else []
-    looks = [look for look in looks if isinstance(look, dict) and isinstance(look.get("answers"), list)]
+    looks = [look for look in looks if _is_look(look)]
     if not looks:
         return []
     first, last = looks[0], looks[-1]
@@ -67,6 +67,16 @@ def watched(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _is_look(value: Any) -> bool:
+    """Whether a line is as the watch writes it: the file may be anybody's."""
+    answers = value.get("answers") if isinstance(value, dict) else None
+    return isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers) and _has_step(value)
+
+
+def _has_step(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("step"), int)
+
+
 def _log(folder: Path) -> list[dict[str, Any]]:
     path = inside(folder, LOG)
     if path is None:
@@ -79,7 +89,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 def _records(path: Path, changed: int, size: int) -> list[dict[str, Any]]:
     """Read once for each state of the file: the page asks every few seconds for all runs."""
     records = read_log(path)
-    return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
+    return [record for record in records if isinstance(record, dict) and _has_step(record)]
 
 
 def _head(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, Any]:

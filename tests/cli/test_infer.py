@@ -54,11 +54,7 @@ def test_greedy_answers_are_those_of_a_chat(models, work):
     assert not Path("out.jsonl.part").exists()
 
 
-def test_a_job_that_stopped_ends_at_the_same_file(models, work):
-    assert infer(models[0]) == 0
-    whole = Path("out.jsonl").read_bytes()
-    Path("out.jsonl").unlink()
-
+def stop_after_five(*words):
     def tired(*given):
         for number, answer in answers(*given):
             if number == 5:
@@ -67,12 +63,43 @@ def test_a_job_that_stopped_ends_at_the_same_file(models, work):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("preftune.serve.infer.answers", tired)
-        assert infer(models[0]) == 130
+        assert infer(*words) == 130
+
+
+def test_a_job_that_stopped_ends_at_the_same_file(models, work):
+    assert infer(models[0]) == 0
+    whole = Path("out.jsonl").read_bytes()
+    Path("out.jsonl").unlink()
+
+    stop_after_five(models[0])
     assert len(rows("out.jsonl.part")) == 6 and not Path("out.jsonl").exists()
     with Path("out.jsonl.part").open("ab") as file:
         file.write(b'{"row": 6, "prom')  # as a kill within a line leaves it
     assert infer(models[0], "--slots", "2") == 0
     assert Path("out.jsonl").read_bytes() == whole
+
+
+def test_the_same_command_goes_on_with_overwrite_too(models, work, caplog):
+    assert infer(models[0]) == 0
+    finished = Path("out.jsonl").read_bytes()
+    stop_after_five(models[0], "--seed", "4", "--overwrite")
+    assert Path("out.jsonl").read_bytes() == finished  # until the new one is whole
+
+    with caplog.at_level("INFO", "preftune"):
+        assert infer(models[0], "--seed", "4", "--overwrite") == 0
+
+    assert "going on after 5 of 12 rows" in caplog.text
+    assert len(rows()) == 12 and Path("out.jsonl").read_bytes() != finished
+
+
+def test_overwrite_begins_anew_where_a_row_is_not_of_this_job(models, work, capsys):
+    stop_after_five(models[0])
+    with Path("out.jsonl.part").open("ab") as file:
+        file.write(b'{"row": 6}\n')
+    assert infer(models[0]) == 2
+    assert "Add --overwrite to begin anew" in capsys.readouterr().err
+    assert infer(models[0], "--overwrite") == 0
+    assert [row["row"] for row in rows()] == list(range(1, 13))
 
 
 @pytest.mark.slow

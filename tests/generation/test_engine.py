@@ -164,18 +164,45 @@ def test_a_model_with_a_cache_of_its_own_answers_one_at_a_time(caplog):
         assert_same_but_for_ties(model, request, found[request.key, 1].ids, greedy(model, request))
 
 
-def test_layers_of_another_kind_take_the_plain_road():
+def build_llama4():
+    """Its layers do not take the engine's cells."""
     config = transformers.Llama4TextConfig(
         **{**SHAPE, "head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 16}
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def test_layers_of_another_kind_take_the_plain_road():
+    model = build_llama4()
     request = Request("a", list(range(5, 20)), (0,), Sampling(12, temperature=0))
 
     engine = Engine(model)
 
     assert not engine.shares_prompts
     assert_same_but_for_ties(model, request, answers_of(engine, [request])["a", 0].ids, greedy(model, request))
+
+
+@pytest.mark.parametrize("build", [build_model, build_llama4])
+def test_after_a_prompt_that_failed_the_next_is_answered_as_ever(build):
+    """As memory that is full for one long prompt leaves an engine that goes on to live."""
+    model = build().eval()
+    engine, sampling = Engine(model, slots=4), Sampling(8, temperature=0)
+    engine.submit(Request("short", [9, 8, 7], (0,), sampling))
+    engine.submit(Request("long", [5] * 30, (0,), sampling))
+
+    def refuse(module, args):
+        if args[0].shape[-1] == 30:
+            raise torch.OutOfMemoryError("full")
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        engine.step()
+    hook.remove()
+    assert engine.cancel("short") and engine.cancel("long")
+
+    request = Request("next", [5, 6, 7, 8], (0,), sampling)
+    assert answers_of(engine, [request])["next", 0].ids == greedy(model, request)
 
 
 def test_a_policy_in_training_is_left_as_it_was():

@@ -215,6 +215,7 @@ def test_what_is_wrong_is_said_in_openais_form(running, name):
         ("/v1/completions", {"model": "tiny", "prompt": [[300]]}, 400),
         ("/v1/completions", {"model": "tiny", "prompt": []}, 400),
         ("/v1/completions", {"model": "tiny", "prompt": "a", "echo": True}, 400),
+        ("/v1/completions", {"model": "tiny", "prompt": ["a", "b", "c"], "n": 3}, 400),  # 4 slots and 4 that wait
         ("/v1/score", {"model": "tiny", "messages": ASK, "responses": ["a"]}, 400),
         ("/v1/chat/completions", asked(messages=[{"role": "user", "content": "x" * 200_000}]), 413),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from preftune.api.served import is_reward_model, name_of, open_shelf
+from preftune.api.service import Limits
 from preftune.errors import ModelError
 from preftune.model.load import load_model
 from preftune.model.lora import LoraSettings, add_adapter, save_plain_lora
@@ -139,6 +140,22 @@ def test_a_reward_model_gives_the_scores_of_preftune_score(reward):
     assert found["scores"] == pytest.approx(wanted, abs=1e-5) and found["cut"] == 0
     assert one["scores"] == pytest.approx(wanted[:1], abs=1e-5)
     assert [answer.status_code for answer in refused] == [400, 400, 400]
+
+
+@pytest.mark.parametrize(("most", "limit"), [(None, 255), (64, 64)])
+def test_a_prompt_to_score_has_the_limit_of_a_prompt(reward, most, limit):
+    """One that is within the body's limit would be encoded and held once for every response."""
+    with in_thread(reward, limits=Limits(prompt_tokens=most)) as running:
+        said = [
+            running.post(
+                "/v1/score",
+                {"model": "judge", "messages": [{"role": "user", "content": "x" * size}], "responses": ["a", "b"]},
+            )
+            for size in (20, 300)
+        ]
+
+    assert [answer.status_code for answer in said] == [200, 400]
+    assert f"tokens; at most {limit} can be read here" in said[1].json()["error"]["message"]
 
 
 def test_a_reward_model_is_known_by_its_files(reward, places):

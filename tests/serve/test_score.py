@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from preftune.errors import DataError, ModelError
 from preftune.model.heads import load_reward_model, save_value_head
-from preftune.serve.reward import _batches, open_reward_model, score_examples
+from preftune.serve.reward import _batches, open_reward_model, prompt_ids, score_examples
 from preftune.serve.score import score_file
 from preftune.types import Example, Message, Origin
 from tests.data.conftest import CHATML, build_byte_tokenizer, find_data_folder, load_real_tokenizer
@@ -253,6 +253,7 @@ def test_an_encoder_gets_prompt_and_response_as_two_texts(tmp_path, caplog):
     ]
     found = score_examples(opened, rows, batch_tokens=200)
     assert found.cut == 1
+    assert prompt_ids(opened, rows[1]) == tokenizer("who")["input_ids"]
     for row, values in zip(rows, found.values, strict=True):
         for text, value in zip(row.responses, values, strict=True):
             inputs = tokenizer(row.prompt[0].content, text, truncation=True, max_length=64, return_tensors="pt")

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from preftune.recipe.schema import SCHEMA_KEYS
 from preftune.web import app as web_app
 from preftune.web.browse import differences
 from preftune.web.form import FILES, MODELS, TEXTS, build_form
+from preftune.web.jobs import Jobs
 from preftune.web.places import Places
 from tests.web.conftest import Page, save_model, save_pairs
 
@@ -137,6 +140,15 @@ class TestRuns:
         assert run["charts"][0]["lines"] == [{"label": "training", "points": [[1, 1.0], [3, 1 / 3]]}]
         assert run["answers"] == [{"prompt": "<b>Hi", "steps": [0, 3], "answers": ["<script>0", "<script>3"]}]
         assert len(run["log"]) == 3
+
+    def test_files_that_no_run_of_ours_wrote_are_shown_as_far_as_they_can_be(self, page, places):
+        folder = write_run(places.runs / "one")
+        (folder / "log.jsonl").write_text('{"step": 1, "loss": NaN, "note": "half \\ud83d"}\n')
+        looks = ['{"step": 1, "answers": ["text"]}', '{"step": NaN, "answers": [{}]}', "[1]"]
+        (folder / "watch.jsonl").write_text("".join(f"{look}\n" for look in looks))
+        run = page.get("run", name="one").json()
+        assert run["log"] == ['{"step": 1, "loss": NaN, "note": "half \ud83d"}']
+        assert run["answers"] == []
 
     def test_a_link_out_of_a_run_is_not_followed(self, page, places, tmp_path):
         folder = write_run(places.runs / "one")
@@ -261,6 +273,37 @@ def test_a_training_starts_and_is_told_its_end(page, places, tiny):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert page.get("training").json()["exit_code"] in (-15, 143)
+
+
+ASKED_ONCE = """
+import signal, time
+def save(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # asked once more, it ends at once
+    time.sleep(0.5)
+    print("saved", flush=True)
+    raise SystemExit
+signal.signal(signal.SIGTERM, save)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_that_is_saving_saves_to_its_end_when_the_page_ends(tmp_path):
+    jobs, out = Jobs(tmp_path, name="one"), tmp_path / ".web/one.out"
+    out.parent.mkdir()
+    with out.open("wb") as file:
+        jobs.process = subprocess.Popen([sys.executable, "-c", ASKED_ONCE], stdout=file, start_new_session=True)
+    while "up" not in out.read_text():
+        assert jobs.running
+        time.sleep(0.02)
+    jobs.stop()
+    assert jobs.state()["state"] == "stopping"
+    time.sleep(0.2)
+
+    jobs.close()
+
+    assert out.read_text() == "up\nsaved\n"
+    assert jobs.state()["exit_code"] == 0
 
 
 def test_the_page_asks_nobody_else_and_sets_no_html():
