@@ -33,7 +33,7 @@ from preftune.model.heads import load_reward_model, to_scorer
 from preftune.model.load import load_tokenizer
 from preftune.model.place import model_folder
 from preftune.serve.chat import trained_system
-from preftune.types import Example, TokenizedGroup
+from preftune.types import Example, Message, TokenizedGroup
 
 log = logging.getLogger(__name__)
 
