@@ -92,7 +92,7 @@ def open_shelf(
             raise ModelError(f"'{place}' is a reward model; --adapter goes with language models.")
         if not allow_pickle:
             refuse_pickle(find_model(place))
-        return Shelf({}, {name: open_reward_model(place)})
+        return Shelf({}, {name: open_reward_model(place, use_safetensors=None if allow_pickle else True)})
     if engine == "vllm":
         if adapters:
             raise ModelError("--adapter goes with --engine transformers. Merge an adapter with preftune export.")

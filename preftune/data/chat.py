@@ -18,14 +18,14 @@ The rules, found out once for a tokenizer by rendering probes (`read_chat_format
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from preftune.data.literal import MARK, LiteralText
+from preftune.data.literal import LiteralText
 from preftune.errors import DataError, ModelError
 from preftune.types import Message, Origin
 
@@ -85,7 +85,15 @@ class ChatFormat:
 
     def tool_list(self, tools: str) -> list[Any] | None:
         """A row's tools as the template takes them, masked as the messages are; None where there are none."""
-        return json.loads(self.literal.mask(tools) if self.literal is not None else tools) if tools else None
+        return json.loads(self.mask(tools)) if tools else None
+
+    def mask(self, text: str) -> str:
+        """A text that will stand in a rendered one, its special tokens masked where they are not meant."""
+        return text if self.literal is None else self.literal.mask(text)
+
+    def unmask(self, text: str) -> str:
+        """A rendered text as a reader sees it."""
+        return text if self.literal is None else self.literal.unmask(text)
 
     def spells_special(self, messages: Sequence[Message], answers: Sequence[str]) -> bool:
         """Whether a special token is spelt out in a text, where that is not meant."""
@@ -153,9 +161,7 @@ class ChatFormat:
         Raises:
             DataError: nothing is left of the answer, or the template refuses it.
         """
-        answer = self._without_end(answer)
-        if self.literal is not None:
-            answer = self.literal.mask(answer)
+        answer = self.mask(self._without_end(answer))
         body = answer if self.template is None else self._body(turns, prompt, answer, origin, tools)
         if not body.strip():
             raise DataError(f"{origin}: the answer is empty but for special tokens. Fill it in, or delete the row.")
@@ -163,8 +169,8 @@ class ChatFormat:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text as it stands: no BOS or EOS added."""
-        masked = [place for place, text in enumerate(texts) if MARK in text] if self.literal is not None else []
         ids = self._encode_plain(texts)
+        masked = [place for place, text in enumerate(texts) if self.literal is not None and self.literal.masked(text)]
         if self.literal is not None and masked:
             for place, own in zip(masked, self.literal.encode([texts[place] for place in masked]), strict=True):
                 ids[place] = own
@@ -233,8 +239,9 @@ class ChatFormat:
         except Exception as error:  # a template is a program of somebody else's: anything can come out of it
             where = f"{origin}: " if origin else ""
             roles = ", ".join(turn["role"] for turn in turns)
+            said = _one_line(error, self.unmask)
             raise DataError(
-                f"{where}the chat template refuses this conversation of {roles} ({_one_line(error)}). "
+                f"{where}the chat template refuses this conversation of {roles} ({said}). "
                 "Change the order of its roles, or give another chat template."
             ) from error
 
@@ -417,5 +424,5 @@ def _folded(messages: Sequence[Message]) -> list[Turn]:
     return turns
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+def _one_line(error: Exception, shown: Callable[[str], str] = str) -> str:
+    return " ".join(shown(str(error)).split()).rstrip(".")[:200] or type(error).__name__

@@ -6,12 +6,16 @@ then gives the ids that the text has when those marks are ordinary characters ag
 tokens: it runs a copy of the tokenizer that knows no special tokens but stand-ins, one for each, which split the text
 at the same places and with the same whitespace rules.
 
+Marks and stand-ins hold a number drawn for each `LiteralText`, so that nobody can write one into a text: there the code
+points around it are characters like others.
+
 Only tokens flagged as special are meant: Qwen's <think> or <tool_call> are tokens wherever they stand.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Noncharacter-like private code points, with a number between them: nothing that a text holds by chance.
+# Private code points: one string search says at once that a plain text has none.
 MARK, STAND_IN, END = "\U0010fff0", "\U0010fff1", "\U0010fff2"
 
 
@@ -38,6 +42,9 @@ class LiteralText:
         longest_first = sorted(self.numbers, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._openings = {text[:2] for text in self.numbers}
+        key = f"{secrets.randbits(64):020}"  # as long for every draw, so that a token's number begins where it ends
+        self._mark, self._stand = MARK + key, STAND_IN + key
+        self._marks = re.compile(f"{self._mark}([0-9]+){END}")
 
     @property
     def exact(self) -> bool:
@@ -52,11 +59,15 @@ class LiteralText:
         """The text with every special token in it as a mark, where `encode` can turn it back; else as it is."""
         if not self.exact or not any(opening in text for opening in self._openings):
             return text
-        return self._pattern.sub(lambda found: f"{MARK}{self.numbers[found[0]]}{END}", text)
+        return self._pattern.sub(lambda found: f"{self._mark}{self.numbers[found[0]]}{END}", text)
+
+    def masked(self, text: str) -> bool:
+        """Whether `mask` changed something in the text."""
+        return self._mark in text
 
     def unmask(self, text: str) -> str:
         """The text as it was before `mask`."""
-        return re.sub(f"{MARK}([0-9]+){END}", lambda found: str(self.tokens[int(found[1])]), text)
+        return self._marks.sub(lambda found: str(self.tokens[int(found[1])]), text)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of rendered texts whose contents are masked; no BOS or EOS added."""
@@ -66,7 +77,10 @@ class LiteralText:
         return [[real.get(number, number) for number in encoding.ids] for encoding in encodings]
 
     def _stand_in(self, found: re.Match[str]) -> str:
-        return f"{STAND_IN}{self.numbers[found[0]]}{END}"
+        return self._stand_in_of(self.numbers[found[0]])
+
+    def _stand_in_of(self, number: int) -> str:
+        return f"{self._stand}{number}{END}"
 
     @cached_property
     def _copy(self) -> tuple[Tokenizer, dict[int, int]]:
@@ -76,7 +90,7 @@ class LiteralText:
         copy.no_padding()
         copy.no_truncation()
         copy.encode_special_tokens = True
-        names = {number: f"{STAND_IN}{number}{END}" for number in self.tokens}
+        names = {number: self._stand_in_of(number) for number in self.tokens}
         copy.add_tokens([_alike(names[number], token) for number, token in self.tokens.items()])
         stands_for = {name: number for number, name in names.items()}
         added = copy.get_added_tokens_decoder().items()

@@ -25,7 +25,7 @@ from preftune.data.encode import Encoded, to_group
 from preftune.errors import DataError
 from preftune.types import Example
 
-FORMAT = 2  # counted up when the rules that make ids change
+FORMAT = 3  # counted up when the rules that make ids change
 
 log = logging.getLogger(__name__)
 

@@ -76,7 +76,7 @@ def configuration(model: str, candidate: Candidate, preset: Preset) -> tuple[str
     """
     chat, generator, system = candidate.chat, candidate.generator, candidate.system
     turns = [Message("system", system)] if system else []
-    prompt = chat.prompt_text(chat.turns([*turns, Message("user", "{instruction}")]))
+    prompt = chat.unmask(chat.prompt_text(chat.turns([*turns, Message("user", "{instruction}")])))
     bos = chat.tokenizer.bos_token if chat.bos_id is not None else None
     if bos and prompt.startswith(bos):  # vLLM's tokenizer puts one there itself
         prompt = prompt[len(bos) :]

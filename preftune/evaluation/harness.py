@@ -78,7 +78,7 @@ class TrainedModel(HFLM):
         messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
         if self.system and all(message.role != "system" for message in messages):
             messages.insert(0, Message("system", self.system))
-        begun = "" if add_generation_prompt else messages.pop().content
+        begun = "" if add_generation_prompt else self.chat.mask(messages.pop().content)
         text = self.chat.prompt_text(self.chat.turns(messages)) + begun
         self._own.add(text)
         return text
@@ -107,6 +107,7 @@ class TrainedModel(HFLM):
         if context not in self._own:
             pair = super()._encode_pair(context, continuation)
             return pair[0], pair[1]
+        continuation = self.chat.mask(continuation)
         ids, whole = self._ids(context), self._ids(context + continuation)
         if whole[: len(ids)] == ids:
             return ids, whole[len(ids) :]
@@ -230,7 +231,8 @@ def _rows(samples: Mapping[str, Iterable[Mapping[str, Any]]], chat: ChatFormat) 
             prompt = sample["arguments"]["gen_args_0"]["arg_0"] if isinstance(sample["arguments"], dict) else \
                 sample["arguments"][0][0]  # fmt: skip
             rows.setdefault((task, sample["doc_id"]), {
-                "task": task, "number": sample["doc_id"], "prompt": prompt, "target": str(sample["target"]),
-                "answer": said, "tokens": None if said is None else len(chat.encode([said])[0]),
+                "task": task, "number": sample["doc_id"], "prompt": chat.unmask(prompt),
+                "target": str(sample["target"]), "answer": said,
+                "tokens": None if said is None else len(chat.encode([said])[0]),
             })  # fmt: skip
     return list(rows.values())

@@ -10,6 +10,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,17 +61,15 @@ def load_whole(
     exact = dtype == "auto" or dtype_of(dtype) == _stored_dtype(name if adapter is None else adapter.base)
     loading = "auto" if exact else "float32"  # merged, and only then rounded
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code) if adapter or has_tokenizer(name) else None
+    common: dict[str, Any] = {
+        "torch_dtype": loading,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": None if allow_pickle else True,
+    }
     if reward:
-        model = load_reward_model(
-            name, torch_dtype=loading, trust_remote_code=trust_remote_code, tokenizer=tokenizer, new_head=False
-        )
+        model = load_reward_model(name, tokenizer=tokenizer, new_head=False, **common)
     else:
-        model = load_model(
-            name,
-            torch_dtype=loading,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if allow_pickle else True,
-        )
+        model = load_model(name, **common)
         if adapter is not None:
             model = _merged(model)
         if tokenizer is not None:

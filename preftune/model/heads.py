@@ -73,6 +73,7 @@ def load_reward_model(
     attn_implementation: str | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
+    use_safetensors: bool | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     new_head: bool = True,
 ) -> PreTrainedModel:
@@ -81,7 +82,8 @@ def load_reward_model(
     Args:
         name: a reward model, a language model, either with a value-head file beside its weights, or a folder with an
             adapter of one of them, which is merged; a folder in transformers format or a hub name.
-        torch_dtype, attn_implementation, revision, trust_remote_code: as `preftune.model.load.load_model` has them.
+        torch_dtype, attn_implementation, revision, trust_remote_code, use_safetensors: as
+            `preftune.model.load.load_model` has them.
         tokenizer: used to choose the padding token (`set_pad_token`) where the model's own is not set or the head is
             not the model's own; None takes that of `name`, if it has one.
         new_head: make a head where there is none: normal with standard deviation 1/sqrt(D + 1), by the seed in force
@@ -92,7 +94,7 @@ def load_reward_model(
             `new_head` is False.
         MissingExtraError: `name` holds an adapter and PEFT is not installed.
     """
-    source = _Source(name, torch_dtype, attn_implementation, revision, trust_remote_code)
+    source = _Source(name, torch_dtype, attn_implementation, revision, trust_remote_code, use_safetensors)
     folder = Path(name).expanduser()
     adapted = (folder / "adapter_config.json").is_file()
     model, has_head = _load_adapted(folder, source) if adapted else _load_classifier(source)
@@ -120,6 +122,7 @@ class _Source:
     attn_implementation: str | None
     revision: str
     trust_remote_code: bool
+    use_safetensors: bool | None
 
 
 def _load_classifier(source: _Source) -> tuple[PreTrainedModel, bool]:
@@ -138,6 +141,7 @@ def _load_classifier(source: _Source) -> tuple[PreTrainedModel, bool]:
                 config=config,
                 dtype=dtype,
                 attn_implementation=usable_attention(source.attn_implementation),
+                use_safetensors=source.use_safetensors,
                 output_loading_info=True,
                 **common,
             )

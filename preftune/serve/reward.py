@@ -66,8 +66,12 @@ class Scores:
     cut: int
 
 
-def open_reward_model(name: str) -> RewardModel:
+def open_reward_model(name: str, *, use_safetensors: bool | None = None) -> RewardModel:
     """Load a reward model and its tokenizer, on the GPU if there is one.
+
+    Args:
+        name: a run folder, checkpoint, model or adapter, or a hub name.
+        use_safetensors: True reads no pickle files of a hub name.
 
     Raises:
         ModelError: there is none, or it gives another number of scores than one.
@@ -79,7 +83,11 @@ def open_reward_model(name: str) -> RewardModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(name)
     model = load_reward_model(
-        name, torch_dtype="float32" if device == "cpu" else "auto", tokenizer=tokenizer, new_head=False
+        name,
+        torch_dtype="float32" if device == "cpu" else "auto",
+        use_safetensors=use_safetensors,
+        tokenizer=tokenizer,
+        new_head=False,
     )
     model = model.to(device).eval()
     try:

@@ -33,7 +33,6 @@ PATTERNS = (
 )
 LEFT_OUT = ("trainer_state.json", "manifest.json", "autopsy.json")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
-_TEXT_BYTES = 2**20  # of a text file that are looked through for a token
 
 
 def push_folder(
@@ -127,14 +126,17 @@ def to_operations(folder: Path) -> list[CommitOperationAdd]:
     """What is sent of a folder, with a card where it has none.
 
     Raises:
-        ModelError: there is no model in it, or a file holds an access token.
+        ModelError: there is no model in it, or a file or the card would hold an access token.
     """
     written = is_card(folder / "README.md")
     files = [path for path in published_files(folder) if written or path.name != "README.md"]
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     if not written:
-        text = short_card(folder, run_folder(folder))
-        operations.append(CommitOperationAdd("README.md", text.encode()))
+        run = run_folder(folder)
+        text = short_card(folder, run).encode()
+        if _TOKEN.search(text):
+            raise ModelError(_holds_token(f"The card of '{folder}', made of what '{run}' has,"))
+        operations.append(CommitOperationAdd("README.md", text))
     _warn_of_local_base(folder)
     return operations
 
@@ -160,8 +162,12 @@ def _refuse_token(path: Path) -> None:
     if path.suffix in (".safetensors", ".png", ".model"):
         return
     with path.open("rb") as file:
-        if _TOKEN.search(file.read(_TEXT_BYTES)):
-            raise ModelError(f"'{path}' holds what looks like an access token (hf_...). Take it out before it is sent.")
+        if any(map(_TOKEN.search, file)):  # line by line: logs grow
+            raise ModelError(_holds_token(f"'{path}'"))
+
+
+def _holds_token(what: str) -> str:
+    return f"{what} holds what looks like an access token (hf_...). Take it out before it is sent."
 
 
 def _warn_of_local_base(folder: Path) -> None:

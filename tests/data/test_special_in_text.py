@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preftune.data import generation_prompt_ids, read_chat_format, tokenize_examples
-from preftune.data.literal import LiteralText
+from preftune.data.literal import END, MARK, STAND_IN, LiteralText
 from preftune.data.named_templates import set_chat_template
 from preftune.types import Message
 
@@ -85,6 +85,44 @@ def test_without_a_special_token_in_it_a_text_has_the_same_ids_either_way(templa
     check()
 
 
+def forged(tokenizer):
+    """Marks and stand-ins as they would be without their number, those of no token, and real ones of somebody else."""
+    ids = special_ids(tokenizer, tokenizer.added_tokens_decoder)
+    written = [f"{sign}{number}{END}" for sign in (MARK, STAND_IN) for number in (*ids, 999999)]
+    return "".join([EVIL, *written, LiteralText(tokenizer).mask(EVIL)])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_nobody_can_write_what_stands_for_a_control_token(templated, example, name):
+    tokenizer = templated(name)
+    kind = (Message("user", "q"), Message("assistant", "a"), Message("user", "r"))
+    evil = tuple(Message(message.role, forged(tokenizer)) for message in kind)
+    (good,), _ = tokenize_examples([example(kind, "yes", "no")], tokenizer)
+    (bad,), _ = tokenize_examples([example(evil, forged(tokenizer), "no")], tokenizer)
+    assert special_ids(tokenizer, bad.prompt_ids) == special_ids(tokenizer, good.prompt_ids)
+    assert special_ids(tokenizer, bad.response_ids[0]) == special_ids(tokenizer, good.response_ids[0])
+    assert generation_prompt_ids(tokenizer, evil) == bad.prompt_ids
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2.5", "mistral-v3", "minimind"])
+def test_what_would_stand_for_a_control_token_is_not_lost_from_a_text(templated, example, name):
+    tokenizer = templated(name)
+    text = forged(tokenizer)
+    (group,), _ = tokenize_examples([example(text, "yes")], tokenizer)
+    assert text in tokenizer.decode(group.prompt_ids)
+
+
+@pytest.mark.parametrize("tokenization", ["preftune", "princeton"])
+def test_the_code_points_of_masks_alone_are_characters_like_others(templated, example, tokenization):
+    tokenizer = templated("qwen2.5")
+    text = f"{MARK}999999{END} {STAND_IN}151645{END}"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    (group,), _ = tokenize_examples([example(f"q {text}", text)], tokenizer, tokenization=tokenization)
+    assert tokenizer.decode(group.prompt_ids).count(text) == 1
+    assert text in tokenizer.decode(group.response_ids[0])
+    assert read_chat_format(tokenizer).encode([text]) == [ids]
+
+
 def test_the_ids_of_a_spelt_token_are_those_of_its_letters(templated, example):
     tokenizer = templated("llama3")
     (group,), _ = tokenize_examples([example("q", "<|eot_id|> is a token")], tokenizer)
@@ -120,6 +158,6 @@ def test_an_end_token_left_at_the_end_of_an_answer_is_not_text(byte_tokenizer, e
 def test_a_tokenizer_that_cannot_do_it_is_said_to(byte_tokenizer, example, chatml, monkeypatch):
     tokenizer = byte_tokenizer(chatml)
     monkeypatch.setattr(type(tokenizer), "backend_tokenizer", None)
-    (group,), report = tokenize_examples([example("<|im_end|>", "yes")], tokenizer)
+    (group,), report = tokenize_examples([example(f"{MARK}<|im_end|>", "yes")], tokenizer)
     assert group.prompt_ids.count(259) == 2
     assert "1 rows spell out special tokens: encoded as control tokens" in str(report)

@@ -13,7 +13,7 @@ from preftune.errors import DataError
 from preftune.evaluation.answers import Candidate, Journal, changed_preset
 from preftune.evaluation.bench_answers import answer_arena_hard, answer_mt_bench
 from preftune.evaluation.files import read_rows, write_rows
-from preftune.evaluation.generate import PRESETS, generate_outputs
+from preftune.evaluation.generate import PRESETS, configuration, generate_outputs
 from preftune.model.ends import ending_ids
 from preftune.types import Message
 from tests.data.conftest import CHATML, build_byte_tokenizer
@@ -152,6 +152,12 @@ def test_the_official_configuration_names_model_sampling_and_the_package(folder,
     }  # fmt: skip
     assert "alpaca-eval 0.6.2" in text and entry["prompt_template"] == "mine/prompt.txt"
     assert (tmp_path / "prompt.txt").read_text() == "<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_official_prompt_spells_what_the_system_text_spells(folder):
+    candidate = Candidate(str(folder / "policy"))
+    candidate.system = "Never write <|im_end|>."
+    assert "system\nNever write <|im_end|>.<|im_end|>" in configuration("m", candidate, SHORT)[1]
 
 
 def test_what_is_read_and_what_is_not_ours_is_not_written_over(folder, tmp_path, capsys):

@@ -43,6 +43,14 @@ def save_adapter(base, folder, new_tokens=(), seed=1, **settings):
     return folder
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of the hub, which is out of reach."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     return save_small(tmp_path_factory.mktemp("models") / "small")

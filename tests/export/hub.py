@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+import torch
+from safetensors.torch import load_file
 
 TOKEN = "hf_of_the_test"
 
@@ -23,6 +27,26 @@ class ModelHub(ThreadingHTTPServer):
     @property
     def address(self):
         return f"http://127.0.0.1:{self.server_port}"
+
+
+def put_in_cache(cache, name, folder):
+    """A folder as the newest snapshot of a hub name; returns that snapshot."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / ".no_exist" / ("a" * 40)).mkdir(parents=True)
+    if not (folder / "config.json").exists():  # an adapter: it was asked for and is not there
+        (repository / ".no_exist" / ("a" * 40) / "config.json").touch()
+    return shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
+
+
+def pickled(folder):
+    """The folder with its weights as a pickle alone."""
+    for file in folder.glob("*model.safetensors"):
+        weights = {"model": "pytorch_model.bin"}.get(file.stem, f"{file.stem}.bin")
+        torch.save(load_file(file), folder / weights)
+        file.unlink()
+    return folder
 
 
 @contextmanager

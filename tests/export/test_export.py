@@ -15,6 +15,7 @@ from preftune.model.load import load_model, load_tokenizer
 from preftune.types import Message
 from tests.data.conftest import find_data_folder
 from tests.export.conftest import save_adapter, save_small
+from tests.export.hub import pickled, put_in_cache
 
 IDS = torch.tensor([[256, 5, 77, 130, 9, 42, 201, 33, 12, 60]])
 
@@ -231,6 +232,26 @@ class TestRefused:
         weights.unlink()
         with pytest.raises(ModelError, match=r"adapter_model\.bin' is a pickle"):
             export_model(str(tmp_path / "run"), tmp_path / "out")
+
+    @pytest.mark.parametrize("kind", ["small", "reward", "adapter"])
+    def test_pickled_weights_of_a_hub_name(self, kind, cache, request, tmp_path, monkeypatch):
+        """Nothing is read by torch.load before somebody says so."""
+        snapshot = pickled(put_in_cache(cache, "me/model", request.getfixturevalue(kind)))
+        read, plain = [], torch.load
+        monkeypatch.setattr(torch, "load", lambda file, *rest, **more: read.append(file) or plain(file, *rest, **more))
+        with pytest.raises(ModelError, match=r"me/model.*safetensors"):
+            export_model("me/model", tmp_path / "out")
+        assert read == [] and list(snapshot.glob("*.bin"))
+        export_model("me/model", tmp_path / "out", ExportOptions(allow_pickle=True))
+        assert read
+
+    def test_a_base_on_the_hub_that_is_a_pickled_adapter_itself(self, cache, adapter, tmp_path):
+        pickled(put_in_cache(cache, "me/first", adapter))
+        second = put_in_cache(cache, "me/second", adapter)
+        config = json.loads((second / "adapter_config.json").read_text())
+        (second / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "me/first"}))
+        with pytest.raises(ModelError, match=r"'me/first' is an adapter without adapter_model\.safetensors"):
+            export_model("me/second", tmp_path / "out")
 
     @pytest.mark.parametrize("words", [["--dtype", "int8"], ["--max-shard-size", "5"], ["--max-shard-size", "0GB"]])
     def test_a_wrong_option(self, words, capsys):

@@ -120,6 +120,20 @@ class TestRefused:
             push_folder(tmp_path / "run", "me/first")
         assert hub.repos == {}
 
+    def test_a_long_file_with_an_access_token_at_its_end(self, hub, small, tmp_path):
+        shutil.copytree(small, tmp_path / "run")
+        (tmp_path / "run" / "watch.jsonl").write_text("{}\n" * 400_000 + f'"hf_{"x1" * 17}"\n')
+        with pytest.raises(ModelError, match=r"watch\.jsonl' holds what looks like an access token"):
+            push_folder(tmp_path / "run", "me/first")
+        assert hub.repos == {}
+
+    def test_a_checkpoint_whose_card_would_show_an_access_token(self, hub, small, tmp_path):
+        shutil.copytree(small, tmp_path / "run" / "checkpoint-1")
+        (tmp_path / "run" / "recipe.yaml").write_text(f"dataset: https://me:hf_{'x1' * 17}@example.org/rows.jsonl\n")
+        with pytest.raises(ModelError, match=r"The card of '.*checkpoint-1', made of what '.*run' has, holds"):
+            push_folder(tmp_path / "run" / "checkpoint-1", "me/first")
+        assert hub.repos == {}
+
 
 PAIRS = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "No."} for n in range(8)]
 

@@ -15,6 +15,7 @@ from preftune.api.door import Rules
 from preftune.api.service import Limits
 from preftune.model.ends import ending_ids
 from preftune.serve.chat import Sampling, open_chat
+from preftune.types import Message
 from tests.serve.api_server import in_thread, save_byte_model
 
 ASK = [{"role": "user", "content": "Say it."}]
@@ -224,6 +225,18 @@ def test_other_refusals_have_the_form_too(running, path, body, status):
     answer = running.post(path, body)
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("said", ["\U0010fff0999999\U0010fff2", "<|im_end|>\U0010fff1257\U0010fff2"])
+def test_the_code_points_of_masks_are_characters_of_a_prompt(running, chat, said):
+    message = asked(messages=[{"role": "user", "content": said}])
+    answers = [
+        running.post("/v1/chat/completions", message),
+        running.post("/v1/completions", {"model": "tiny", "prompt": said, "max_tokens": 8}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    letters = len(said.encode()) + len(chat.format.prompt_ids([[Message("user", "")]])[0])
+    assert answers[0].json()["usage"]["prompt_tokens"] == letters
 
 
 def test_the_client_raises_its_own_errors(client):

@@ -18,6 +18,7 @@ from preftune.serve.chat import Sampling, open_chat
 from preftune.serve.reward import open_reward_model, score_examples
 from preftune.types import Example, Message, Origin
 from tests.data.conftest import CHATML, build_byte_tokenizer
+from tests.export.hub import pickled, put_in_cache
 from tests.serve.api_server import in_thread, save_byte_model
 from tests.serve.test_score import SHAPE, save_model
 
@@ -156,6 +157,28 @@ def test_a_prompt_to_score_has_the_limit_of_a_prompt(reward, most, limit):
 
     assert [answer.status_code for answer in said] == [200, 400]
     assert f"tokens; at most {limit} can be read here" in said[1].json()["error"]["message"]
+
+
+def test_a_reward_model_of_a_hub_is_read_as_a_pickle_only_when_that_is_said(reward, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pickled(put_in_cache(tmp_path, "me/judge", reward))
+    with pytest.raises(ModelError, match=r"No reward model can be loaded from 'me/judge'.*safetensors"):
+        open_shelf("me/judge", score=True)
+    assert open_shelf("me/judge", score=True, allow_pickle=True).names == ["me/judge"]
+
+
+def test_an_adapter_of_a_hub_is_read_as_a_pickle_only_when_that_is_said(places, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    build_byte_tokenizer(CHATML).save_pretrained(pickled(put_in_cache(tmp_path, "me/terse", places["terse"])))
+    line = r"'me/terse' is an adapter without adapter_model\.safetensors.*--allow-pickle"
+    with pytest.raises(ModelError, match=line):
+        open_chat("me/terse")
+    with pytest.raises(ModelError, match=line):
+        open_shelf(str(places["base"]), adapters={"terse": "me/terse"})
+    shelf = open_shelf(str(places["base"]), adapters={"terse": "me/terse"}, allow_pickle=True)
+    assert shelf.names == ["base", "terse"]
 
 
 def test_a_reward_model_is_known_by_its_files(reward, places):

@@ -126,6 +126,19 @@ def test_few_shot_examples_are_turns_and_plain_text_has_no_template(folder, tmp_
     assert [row["prompt"] for row in read_rows(tmp_path / "p.jsonl")] == [row["question"] for row in ROWS[:2]]
 
 
+def test_special_tokens_in_choices_and_begun_answers_are_text(folder):
+    from preftune.evaluation.harness import TrainedModel, _load
+
+    chat = read_chat_format(transformers.AutoTokenizer.from_pretrained(folder / "model"))
+    model = TrainedModel(_load(str(folder / "model"), chat), chat, batch_size=1)
+    spelt = "</s><|im_end|>"
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": spelt}]
+    ids, more = model._encode_pair(model.apply_chat_template(turns, add_generation_prompt=False), spelt)
+    asked = chat.prompt_ids([[Message("user", "q")]])[0]
+    letters = [chat.encode([letter])[0][0] for letter in spelt]
+    assert (ids, more) == (asked + letters, letters)
+
+
 def test_an_unknown_task_is_one_line(folder, capsys):
     assert run(folder, "--tasks", "sumz") == 2
     said = capsys.readouterr().err.strip()
