@@ -276,17 +276,19 @@ class PreferenceTrainer(SealedTrainer):
         if self.margins is not None:
             self.margins.open(inputs)
         inputs = self._prepared(model, inputs)
+        runs = self.loss.objective.baseline == Baseline.RUNNING
         take = self._take_gradients if self.partner is None else self.partner.take_gradients
         taken = zip(inputs.micro_batches, take(model, inputs), strict=True)
         for number, (batch, (loss, policy)) in enumerate(taken):
             total += loss
             output = self.metrics.add(batch, policy, self.loss)
-            self.running.add(output, batch)
+            if runs:
+                self.running.add(output, batch)
             self.guard.note(batch, policy.sums)
             if self.margins is not None:
                 self.margins.add(number, batch, output.rewards)
         self.in_memory.share_gradients()
-        if self.loss.objective.baseline == Baseline.RUNNING:
+        if runs:
             self.running.close_step(self._summed)
         return total
 

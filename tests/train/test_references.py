@@ -207,6 +207,11 @@ class TestRunningMean:
         assert found == wanted
         assert torch.equal(again.running.mean, whole.running.mean)
 
+    def test_other_objectives_keep_nothing_of_their_steps(self, tmp_path):
+        trainer = build(tmp_path)
+        trainer.train()
+        assert trainer.running.pending == []
+
     def test_it_moves_the_loss(self, tmp_path):
         trainer = build(tmp_path, objective="bco_pair")
         trainer.train()
