@@ -255,6 +255,18 @@ def test_a_mixture_over_the_whole_step_keeps_its_terms(tmp_path):
     assert {"eval_losses/aot", "eval_losses/dpo"} <= build(tmp_path, objective=mixed).evaluate().keys()
 
 
+@pytest.mark.parametrize(
+    "more", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}], ids=["whole module", "magnitudes"]
+)
+def test_what_an_adapter_trains_beside_its_factors_is_no_other_reference(tmp_path, more):
+    whole, again = (build(tmp_path, adapted(**more), save_strategy="steps", save_steps=2) for _ in range(2))
+    wanted = losses(whole)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert [line["loss"] for line in again.state.log_history if "loss" in line] == wanted
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_another_reference_is_another_run(tmp_path):
     build(tmp_path, save_strategy="steps", save_steps=3).train()
     other = build(tmp_path, reference_model=build_model(seed=4))
