@@ -56,7 +56,7 @@ OVERRIDDEN = frozenset(
     "get_train_dataloader get_eval_dataloader get_batch_samples training_step evaluation_loop log floating_point_ops"
     " _track_num_input_tokens _save_checkpoint _get_output_dir _push_from_checkpoint _load_optimizer_and_scheduler"
     " _load_rng_state create_accelerator_and_postprocess create_optimizer train _get_grad_norm init_hf_repo"
-    " push_to_hub create_scheduler save_model _determine_best_metric".split()
+    " push_to_hub create_scheduler save_model _determine_best_metric _finalize_training".split()
 )
 EVAL_STEP_GROUPS = 256  # groups planned and packed together during evaluation
 
