@@ -40,6 +40,22 @@ def lost(settings, step):
         train_recipe(load_recipe(None, settings), callbacks=[Watched(step)])
 
 
+class Stop(TrainerCallback):
+    """A signal in the step after `step`."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(settings, step):
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(load_recipe(None, settings), callbacks=[Stop(step)])
+
+
 def test_the_clock_saves_whole_checkpoints_of_which_two_are_kept(work):  # noqa: F811
     watched = Watched()
     train_recipe(load_recipe(None, {**work, **BY_THE_CLOCK, "save_only_model": True}), callbacks=[watched])
@@ -79,16 +95,22 @@ def test_changed_settings_are_refused_before_anything_is_moved(work):  # noqa: F
 
 
 def test_a_signal_beside_save_only_model_saves_what_can_be_gone_on_from(work):  # noqa: F811
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(KeyboardInterrupt):
-        train_recipe(load_recipe(None, {**work, **BY_THE_CLOCK, "save_only_model": True}), callbacks=[Stop()])
+    stopped({**work, **BY_THE_CLOCK, "save_only_model": True}, 2)
     newest = checkpoints(Path("run"))[0]
     assert newest.name == "rescue-3" and problem(newest) is None  # save_only_model, and the run is to go on
     train(None, **{**work, **BY_THE_CLOCK, "save_only_model": True}, resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("saves", ["no", "epoch"])
+def test_a_signal_in_the_step_that_ends_a_pass_saves_too(work, saves):  # noqa: F811
+    """8 prompts, 3 a step: the first pass ends within step 3."""
+    work |= {"total_batch_size": 3, "max_steps": 4, "save_strategy": saves}
+    train(None, **work)
+    log = lines()
+    stopped({**work, "output_dir": "stopped"}, 2)
+    assert [path.name for path in checkpoints(Path("stopped"))] == ["checkpoint-3"]
+    train(None, **{**work, "output_dir": "stopped"}, resume_from_checkpoint=True)
+    assert lines("stopped") == log
 
 
 @pytest.fixture
