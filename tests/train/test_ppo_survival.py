@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from preftune import train
 from preftune.cli.main import main
@@ -111,6 +111,19 @@ def test_a_signal_in_the_step_that_ends_a_pass_saves_too(work, saves):  # noqa: 
     assert [path.name for path in checkpoints(Path("stopped"))] == ["checkpoint-3"]
     train(None, **{**work, "output_dir": "stopped"}, resume_from_checkpoint=True)
     assert lines("stopped") == log
+
+
+def test_another_reference_is_another_run(work):  # noqa: F811
+    other = AutoModelForCausalLM.from_pretrained(work["model_name_or_path"])
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    other.save_pretrained("other")
+    AutoTokenizer.from_pretrained(work["model_name_or_path"]).save_pretrained("other")
+    work |= {"save_strategy": "steps", "save_steps": 1}
+    train(None, **work)
+    for key in ("reference_model_name_or_path", "model_name_or_path"):
+        with pytest.raises(CheckpointError, match="is of another run: reference"):
+            train(None, **{**work, key: "other"}, resume_from_checkpoint="run/checkpoint-1")
 
 
 @pytest.fixture
