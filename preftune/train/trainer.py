@@ -35,6 +35,7 @@ from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.best import CheckMetric
+from preftune.train.checkpoint import resolve_resume
 from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.layers import put_liger_in, settle_layers
@@ -90,6 +91,7 @@ class PreferenceTrainer(SealedTrainer):
     """
 
     partner: Any = None  # takes gradients with other trainers (`preftune.train.together`)
+    verified: Path | None = None  # the checkpoint of a recipe, whose hashes are read once
 
     def __init__(
         self,
@@ -184,16 +186,22 @@ class PreferenceTrainer(SealedTrainer):
             self.reference = None
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
     ) -> Any:
+        """As Trainer's; a checkpoint that is damaged or of another run is refused, as in a recipe."""
         self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
         self.guard.seen, self.guard.skipped = [], 0
-        if isinstance(resume_from_checkpoint, str):
-            checkpoint, world = Path(resume_from_checkpoint), self.args.world_size
+        checkpoint = self.verified
+        if checkpoint is None or checkpoint != resume_from_checkpoint:
+            checkpoint = resolve_resume(resume_from_checkpoint, Path(self.args.output_dir))
+        if checkpoint is not None:
             self.check_same_run(checkpoint)
-            kept = kept_tokens(checkpoint, self.asked_tokens, self.engine, world)
+            kept = kept_tokens(checkpoint, self.asked_tokens, self.engine, self.args.world_size)
             self.cut = replace(self.cut, max_tokens=kept or self.cut.max_tokens)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
 
     # data
 
