@@ -77,7 +77,9 @@ class AdapterOff:
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.model.state_dict(keep_vars=True).items() if "lora_" not in name}
+        """Without the adapter: its factors, and what it trains beside them (whole modules, rows of tokens)."""
+        weights = self.model.state_dict(keep_vars=True)
+        return {name: value for name, value in weights.items() if "lora_" not in name and not value.requires_grad}
 
     def settings(self) -> dict[str, Any]:
         return _settings(self.model, adapter=False)

@@ -138,7 +138,7 @@ def open_run(run: Path, resume: Path | None) -> None:
     (run / SUMMARY).unlink(missing_ok=True)
 
 
-def resolve_resume(request: bool | str | None, run: Path) -> Path | None:
+def resolve_resume(request: bool | str | Path | None, run: Path) -> Path | None:
     """The checkpoint to go on from, or None to start afresh.
 
     Args:

@@ -27,6 +27,7 @@ class SaveOnInterrupt(TrainerCallback):
         self.previous: dict[int, Any] = {}
         self.process = os.getpid()
         self.first = 0.0
+        self.epoch = 0  # that the step in hand began in
 
     @property
     def exit_code(self) -> int:
@@ -49,6 +50,9 @@ class SaveOnInterrupt(TrainerCallback):
         self.first, self.number = time.monotonic(), number
         print("Interrupted: saving after this step (once more to stop at once).", file=sys.stderr, flush=True)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch = int(state.epoch or 0)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.asked:
             self.asked = agreed(bool(self.first), args.device)  # together: a save and a stop take every process
@@ -56,7 +60,8 @@ class SaveOnInterrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked and not float(state.epoch).is_integer():  # not the end: the loop was left
+        left = int(state.epoch) == self.epoch and state.global_step < state.max_steps  # the loop, within the epoch
+        if self.asked and left:
             control.should_evaluate = control.should_save = control.should_log = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -188,7 +188,7 @@ def run_loaded(
     )
     if partner is not None:
         trainer.partner, partner.trainer = partner, trainer
-    trainer.settings = run_settings(recipe, args)
+    trainer.settings, trainer.verified = run_settings(recipe, args), resume
     trainer.asked_tokens = recipe.micro_batch_tokens
     trainer.upload_later = True
     del reference, loaded  # the trainer drops it once its log-probs are precomputed
@@ -208,7 +208,7 @@ def run_loaded(
         _look_at_the_disk(trainer, folder, recipe.rescue_minutes)
     loop = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.train(resume_from_checkpoint=resume)
         if watch is not None:
             watch.settle()
         if recipe.training.get("do_eval") and held_out and not interrupt.asked:

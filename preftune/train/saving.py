@@ -68,9 +68,24 @@ class SealedTrainer(HeldTrainer):
             self.watch.load(checkpoint)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether `save_strategy: best` saves: at a new best, and at a healthy look that a rollback may go back to."""
-        is_best = super()._determine_best_metric(metrics, trial)
-        return is_best or (self.watch is not None and self.watch.wants_saved == self.state.global_step)
+        """Whether `save_strategy: best` saves: at a new best, and where a callback has asked for it.
+
+        That is an interrupt, the clock, or a healthy look that a rollback may go back to.
+        """
+        return super()._determine_best_metric(metrics, trial) or self.control.should_save
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        """As Trainer's, which under `save_total_limit: 1` leaves the best checkpoint alone.
+
+        A run that is to go on needs its newest one, and one that goes back its healthy one.
+        """
+        limit, back = self.args.save_total_limit, self.watch is not None and self.watch.goes_back
+        if back or self.state.global_step < self.state.max_steps:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args.save_total_limit = limit
 
     def _watch_the_clock(self, rescue_minutes: float) -> None:
         """Rescue checkpoints, and log lines that a resume does not cut. The clock is asked after other callbacks."""

@@ -35,6 +35,7 @@ from preftune.objectives import load_objective
 from preftune.objectives.base import Baseline, Objective, Reads
 from preftune.train.arguments import PreferenceArguments, default_micro_batch_tokens
 from preftune.train.best import CheckMetric
+from preftune.train.checkpoint import resolve_resume
 from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
 from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.layers import put_liger_in, settle_layers
@@ -56,7 +57,7 @@ OVERRIDDEN = frozenset(
     "get_train_dataloader get_eval_dataloader get_batch_samples training_step evaluation_loop log floating_point_ops"
     " _track_num_input_tokens _save_checkpoint _get_output_dir _push_from_checkpoint _load_optimizer_and_scheduler"
     " _load_rng_state create_accelerator_and_postprocess create_optimizer train _get_grad_norm init_hf_repo"
-    " push_to_hub create_scheduler save_model _determine_best_metric".split()
+    " push_to_hub create_scheduler save_model _determine_best_metric _finalize_training".split()
 )
 EVAL_STEP_GROUPS = 256  # groups planned and packed together during evaluation
 
@@ -90,6 +91,7 @@ class PreferenceTrainer(SealedTrainer):
     """
 
     partner: Any = None  # takes gradients with other trainers (`preftune.train.together`)
+    verified: Path | None = None  # the checkpoint of a recipe, whose hashes are read once
 
     def __init__(
         self,
@@ -184,16 +186,22 @@ class PreferenceTrainer(SealedTrainer):
             self.reference = None
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
     ) -> Any:
+        """As Trainer's; a checkpoint that is damaged or of another run is refused, as in a recipe."""
         self.metrics, self.running, self.window_start = MetricSums(), RunningMean(), time.perf_counter()
         self.guard.seen, self.guard.skipped = [], 0
-        if isinstance(resume_from_checkpoint, str):
-            checkpoint, world = Path(resume_from_checkpoint), self.args.world_size
+        checkpoint = self.verified
+        if checkpoint is None or checkpoint != resume_from_checkpoint:
+            checkpoint = resolve_resume(resume_from_checkpoint, Path(self.args.output_dir))
+        if checkpoint is not None:
             self.check_same_run(checkpoint)
-            kept = kept_tokens(checkpoint, self.asked_tokens, self.engine, world)
+            kept = kept_tokens(checkpoint, self.asked_tokens, self.engine, self.args.world_size)
             self.cut = replace(self.cut, max_tokens=kept or self.cut.max_tokens)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
 
     # data
 
@@ -276,17 +284,19 @@ class PreferenceTrainer(SealedTrainer):
         if self.margins is not None:
             self.margins.open(inputs)
         inputs = self._prepared(model, inputs)
+        runs = self.loss.objective.baseline == Baseline.RUNNING
         take = self._take_gradients if self.partner is None else self.partner.take_gradients
         taken = zip(inputs.micro_batches, take(model, inputs), strict=True)
         for number, (batch, (loss, policy)) in enumerate(taken):
             total += loss
             output = self.metrics.add(batch, policy, self.loss)
-            self.running.add(output, batch)
+            if runs:
+                self.running.add(output, batch)
             self.guard.note(batch, policy.sums)
             if self.margins is not None:
                 self.margins.add(number, batch, output.rewards)
         self.in_memory.share_gradients()
-        if self.loss.objective.baseline == Baseline.RUNNING:
+        if runs:
             self.running.close_step(self._summed)
         return total
 

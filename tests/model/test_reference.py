@@ -45,6 +45,7 @@ MODELS = {
     "trained adapter": (lambda: adapted(build_model(), trained=True), Snapshot),
     "pissa": (lambda: adapted(build_model(), init_lora_weights="pissa"), Snapshot),
     "dora": (lambda: adapted(build_model(), use_dora=True), AdapterOff),
+    "fresh adapter and rows of tokens": (lambda: adapted(build_model(), trainable_token_indices=[5, 9]), AdapterOff),
 }
 
 
@@ -95,14 +96,18 @@ def test_a_frozen_model_is_another_model_without_gradients_or_dropout():
     assert not any(p.requires_grad for p in other.parameters())
 
 
-def test_the_state_of_a_reference_is_that_of_the_start():
-    model = to_policy(build_model(), "packed")
-    before = copy.deepcopy(model.state_dict())
+@pytest.mark.parametrize("name", MODELS)
+def test_the_state_of_a_reference_is_that_of_the_start(name):
+    model = to_policy(MODELS[name][0](), "packed")
+    start = copy.deepcopy(model.state_dict())
     reference = own_reference(model)
+    before = {name: value.clone() for name, value in reference.state_dict().items()}
     shake(model)
     found = reference.state_dict()
     assert found.keys() == before.keys()
     assert all(torch.equal(found[name], before[name]) for name in before)
+    if isinstance(reference, Snapshot):
+        assert found.keys() == start.keys() and all(torch.equal(found[name], start[name]) for name in start)
 
 
 def test_a_reference_is_scored_without_dropout():

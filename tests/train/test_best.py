@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from preftune.errors import RecipeError
 from preftune.train.best import lower_is_better, say_best
@@ -36,6 +36,66 @@ def test_the_final_model_is_the_best_of_any_metric_and_best_and_last_are_kept(tm
     assert len(checkpoints(tmp_path)) == 2
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / f"checkpoint-{best}").state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in trainer.model.state_dict().items())
+
+
+class StopAt(TrainerCallback):
+    """As an interrupt does: ends the run after a step, with a checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+FIRST_IS_BEST = {
+    "metric_for_best_model": "lengths/chosen",  # the same at every evaluation
+    "held_out": GROUPS[:5],
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_steps": 1,
+}
+
+
+def names(folder):
+    return [path.name for path in checkpoints(folder)]
+
+
+def test_a_run_that_is_to_go_on_keeps_its_newest_checkpoint_beside_the_best(tmp_path):
+    how = {**FIRST_IS_BEST, "save_total_limit": 1, "max_steps": 7}
+    stopped, again = build_trainer(tmp_path, **how), build_trainer(tmp_path, **how)
+    stopped.add_callback(StopAt(5))
+    stopped.train()
+    assert names(tmp_path) == ["checkpoint-5", "checkpoint-1"]
+    assert stopped.args.save_total_limit == 1
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert names(tmp_path) == ["checkpoint-1"]  # done: the limit holds
+
+
+def test_what_an_interrupt_asks_for_is_saved_beside_the_best_alone(tmp_path):
+    trainer = build_trainer(tmp_path, **FIRST_IS_BEST, save_strategy="best")
+    trainer.add_callback(StopAt(5))
+    trainer.train()
+    assert names(tmp_path) == ["checkpoint-5", "checkpoint-1"]
+
+
+def test_what_the_clock_asks_for_is_saved_beside_the_best_alone(tmp_path):
+    loss = {"objective": "simpo", "rescue_minutes": 1e-9}
+    build_trainer(tmp_path, loss=loss, **FIRST_IS_BEST, save_strategy="best", max_steps=4).train()
+    assert names(tmp_path) == ["rescue-3", "rescue-2", "checkpoint-1"]
+
+
+def test_the_best_is_found_in_a_folder_that_has_been_moved(tmp_path):
+    how = {**FIRST_IS_BEST, "save_total_limit": 2, "load_best_model_at_end": True, "max_steps": 7}
+    stopped = build_trainer(tmp_path / "run", **how)
+    stopped.add_callback(StopAt(5))
+    stopped.train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = build_trainer(tmp_path / "moved", **how)
+    again.train(resume_from_checkpoint=str(tmp_path / "moved/checkpoint-5"))
+    assert names(tmp_path / "moved") == ["checkpoint-7", "checkpoint-1"]
+    assert say_best(again)["step"] == 1
 
 
 def test_the_best_is_known_again_after_a_resume(tmp_path):

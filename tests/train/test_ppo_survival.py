@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from preftune import train
 from preftune.cli.main import main
@@ -38,6 +38,22 @@ def lost(settings, step):
     """A run that is lost before its step `step + 1`."""
     with pytest.raises(RuntimeError, match="lost"):
         train_recipe(load_recipe(None, settings), callbacks=[Watched(step)])
+
+
+class Stop(TrainerCallback):
+    """A signal in the step after `step`."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(settings, step):
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(load_recipe(None, settings), callbacks=[Stop(step)])
 
 
 def test_the_clock_saves_whole_checkpoints_of_which_two_are_kept(work):  # noqa: F811
@@ -79,16 +95,48 @@ def test_changed_settings_are_refused_before_anything_is_moved(work):  # noqa: F
 
 
 def test_a_signal_beside_save_only_model_saves_what_can_be_gone_on_from(work):  # noqa: F811
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(KeyboardInterrupt):
-        train_recipe(load_recipe(None, {**work, **BY_THE_CLOCK, "save_only_model": True}), callbacks=[Stop()])
+    stopped({**work, **BY_THE_CLOCK, "save_only_model": True}, 2)
     newest = checkpoints(Path("run"))[0]
     assert newest.name == "rescue-3" and problem(newest) is None  # save_only_model, and the run is to go on
     train(None, **{**work, **BY_THE_CLOCK, "save_only_model": True}, resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("saves", ["no", "epoch"])
+def test_a_signal_in_the_step_that_ends_a_pass_saves_too(work, saves):  # noqa: F811
+    """8 prompts, 3 a step: the first pass ends within step 3."""
+    work |= {"total_batch_size": 3, "max_steps": 4, "save_strategy": saves}
+    train(None, **work)
+    log = lines()
+    stopped({**work, "output_dir": "stopped"}, 2)
+    assert [path.name for path in checkpoints(Path("stopped"))] == ["checkpoint-3"]
+    train(None, **{**work, "output_dir": "stopped"}, resume_from_checkpoint=True)
+    assert lines("stopped") == log
+
+
+def test_another_reference_is_another_run(work):  # noqa: F811
+    other = AutoModelForCausalLM.from_pretrained(work["model_name_or_path"])
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    other.save_pretrained("other")
+    AutoTokenizer.from_pretrained(work["model_name_or_path"]).save_pretrained("other")
+    work |= {"save_strategy": "steps", "save_steps": 1}
+    train(None, **work)
+    for key in ("reference_model_name_or_path", "model_name_or_path"):
+        with pytest.raises(CheckpointError, match="is of another run: reference"):
+            train(None, **{**work, key: "other"}, resume_from_checkpoint="run/checkpoint-1")
+
+
+def test_the_best_is_found_in_a_folder_that_has_been_moved(work):  # noqa: F811
+    """All steps have the same score, so the first is the best."""
+    with open("ppo_rules.py", "a") as file:
+        file.write("def same(prompts, responses):\n    return [1.0] * len(responses)\n")
+    work |= {"reward_function": "ppo_rules:same", "metric_for_best_model": "objective/scores"}
+    work |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    work |= {"eval_dataset": "prompts.jsonl", "eval_strategy": "steps", "eval_steps": 1}
+    stopped(work, 2)
+    Path("run").rename("moved")
+    train(None, **{**work, "output_dir": "moved"}, resume_from_checkpoint=True)
+    assert [path.name for path in checkpoints(Path("moved"))] == ["checkpoint-4", "checkpoint-1"]
 
 
 @pytest.fixture

@@ -207,6 +207,11 @@ class TestRunningMean:
         assert found == wanted
         assert torch.equal(again.running.mean, whole.running.mean)
 
+    def test_other_objectives_keep_nothing_of_their_steps(self, tmp_path):
+        trainer = build(tmp_path)
+        trainer.train()
+        assert trainer.running.pending == []
+
     def test_it_moves_the_loss(self, tmp_path):
         trainer = build(tmp_path, objective="bco_pair")
         trainer.train()
@@ -248,6 +253,18 @@ def test_a_reference_that_is_the_policy_or_not_needed_is_refused(tmp_path):
 def test_a_mixture_over_the_whole_step_keeps_its_terms(tmp_path):
     mixed = load_objective("mixture", mixture={"aot": 1.0, "dpo": 1.0})
     assert {"eval_losses/aot", "eval_losses/dpo"} <= build(tmp_path, objective=mixed).evaluate().keys()
+
+
+@pytest.mark.parametrize(
+    "more", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}], ids=["whole module", "magnitudes"]
+)
+def test_what_an_adapter_trains_beside_its_factors_is_no_other_reference(tmp_path, more):
+    whole, again = (build(tmp_path, adapted(**more), save_strategy="steps", save_steps=2) for _ in range(2))
+    wanted = losses(whole)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert [line["loss"] for line in again.state.log_history if "loss" in line] == wanted
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_another_reference_is_another_run(tmp_path):

@@ -328,10 +328,24 @@ class TestCheckpoints:
 
     def test_another_run_is_refused(self, tmp_path):
         build_trainer(tmp_path / "one").train()
-        checkpoint = str(tmp_path / "one" / "checkpoint-5")
+        checkpoint = tmp_path / "one" / "checkpoint-5"
         for changes in ({"groups": GROUPS[:60]}, {"seed": 4}, {"gradient_accumulation_steps": 2}):
             with pytest.raises(CheckpointError, match="is of another run"):
-                build_trainer(tmp_path / "two", **changes).train(resume_from_checkpoint=checkpoint)
+                build_trainer(tmp_path / "two", **changes).train(resume_from_checkpoint=str(checkpoint))
+        for request in (checkpoint, True):
+            with pytest.raises(CheckpointError, match="is of another run"):
+                build_trainer(tmp_path / "one", seed=4).train(resume_from_checkpoint=request)
+
+    def test_the_trainer_passes_over_a_damaged_one_and_refuses_it_by_name(self, tmp_path):
+        build_trainer(tmp_path).train()
+        (tmp_path / "checkpoint-10" / "model.safetensors").write_text("torn")
+        for request in (tmp_path / "checkpoint-10", str(tmp_path / "checkpoint-10")):
+            with pytest.raises(CheckpointError, match="cannot be resumed from"):
+                build_trainer(tmp_path).train(resume_from_checkpoint=request)
+        again = build_trainer(tmp_path)
+        again.train(resume_from_checkpoint=True)
+        assert [record["step"] for record in again.state.log_history if "loss" in record] == list(range(1, 11))
+        assert problem(tmp_path / "checkpoint-10") is None  # made again
 
     def test_tokens_seen_go_on_after_a_resume(self, tmp_path):
         whole, again = build_trainer(tmp_path / "whole"), build_trainer(tmp_path / "again")
@@ -353,6 +367,9 @@ class TestCheckpoints:
         copy = tmp_path / "checkpoint-5"
         shutil.copytree(tmp_path / "run" / "checkpoint-5", copy)
         (copy / name).unlink()
+        manifest = json.loads((copy / "manifest.json").read_text())
+        del manifest["files"][name]  # as one that was saved without
+        (copy / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(CheckpointError, match=f"has no {name}"):
             build_trainer(tmp_path / "again").train(resume_from_checkpoint=str(copy))
 

@@ -344,6 +344,26 @@ def test_a_rollback_beside_the_best_checkpoints(tmp_path, monkeypatch, best):
     assert all(torch.equal(value, kept[name]) for name, value in trainer.model.state_dict().items())
 
 
+@pytest.mark.parametrize("ill", [7, 10])
+def test_a_rollback_finds_the_newest_checkpoint_where_one_is_kept(tmp_path, monkeypatch, ill):
+    """Beside the best one, of step 1; the run collapses within, or at its last step."""
+    trainer, watch = watched(
+        tmp_path,
+        action="rollback",
+        held_out=GROUPS[:5],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        save_total_limit=1,
+        metric_for_best_model="lengths/chosen",  # the same at every evaluation
+    )
+    monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(trainer, ill))
+    trainer.train()
+    watch.settle()
+    assert watch.rolled_back_to == ill - 1
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{ill - 1}", "checkpoint-1"]
+
+
 def test_a_rescue_checkpoint_is_looked_at_before_it_is_saved(tmp_path, monkeypatch):
     """The clock asks at every step; steps 3 and 5 are no looks of the watch's own."""
     loss = {"objective": "simpo", "rescue_minutes": 1e-9}

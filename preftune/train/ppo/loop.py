@@ -33,7 +33,7 @@ from preftune.model.load import one_line
 from preftune.model.value_head import base_of
 from preftune.objectives.ppo import PPO
 from preftune.train.arguments import PreferenceArguments
-from preftune.train.identity import hash_groups
+from preftune.train.identity import hash_groups, hash_weights
 from preftune.train.master import MasterAdamW
 from preftune.train.ppo.guard import UpdateGuard
 from preftune.train.ppo.models import Models
@@ -320,7 +320,12 @@ class PPOTrainer:
             "global_batch": self.rollout_size,
             "seed": self.args.seed,
             "objective": repr(self.ppo),
+            "reference": self._reference_hash,
         }
+
+    @cached_property
+    def _reference_hash(self) -> str:
+        return hash_weights(self.models.reference.state_dict())
 
     @cached_property
     def _data_hash(self) -> str:

@@ -57,7 +57,6 @@ class Watch(TrainerCallback):
         self.best_chosen: float | None = None  # of the looks so far
         self.healthy: int | None = None  # the step of the newest checkpoint that was judged healthy
         self.loaded: Path | None = None  # the checkpoint that was gone on with, where it is the healthy one
-        self.wants_saved = -1  # the step of the newest healthy look, of a rollback
         self.no_start = "this checkpoint was saved without one"
         self.rolled_back_to: int | None = None
         self.said: set[str] = set()
@@ -99,7 +98,7 @@ class Watch(TrainerCallback):
         if self.collapsed:
             self._end(state, control)
         elif self.action == "rollback":
-            control.should_save, self.wants_saved = True, state.global_step
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.action != "warn" and self.last == state.global_step:
@@ -173,6 +172,11 @@ class Watch(TrainerCallback):
             "there is no earlier checkpoint" if self.healthy is None else f"step {self.healthy} is the last healthy one"
         )
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether the run has collapsed, and is rolled back."""
+        return self.collapsed and self.action == "rollback"
+
     def settle(self) -> None:
         """After training: of a run that was rolled back, load the model of its healthy checkpoint.
 
@@ -182,7 +186,7 @@ class Watch(TrainerCallback):
             TrainingError: somebody has removed it.
         """
         best = self.trainer.args.load_best_model_at_end and self.trainer.state.best_model_checkpoint
-        if not self.collapsed or self.action != "rollback" or best:
+        if not self.goes_back or best:
             return
         folder = Path(self.trainer.args.output_dir)
         found = [*checkpoints(folder), *([] if self.loaded is None else [self.loaded])]
