@@ -6,6 +6,7 @@ For runs without `margins.jsonl`, for rows that were not trained on, and where a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def score_checkpoints(run: Path, recipe: Recipe, data: str | None = None) -> tup
             "out: its margins are those of training."
         )
     tokenizer, new_tokens = load_run_tokenizer(recipe)
-    examples = load_examples(recipe, data or recipe.dataset, "train")
+    examples = load_examples(recipe, recipe.dataset, "train") if data is None else _all_rows(recipe, data)
     groups, _ = tokenize_for(recipe, tokenizer, examples)
     reference = None
     if rule.needs_reference:
@@ -62,6 +63,13 @@ def score_checkpoints(run: Path, recipe: Recipe, data: str | None = None) -> tup
         for group, tokens, own in zip(groups, lengths, by_pair, strict=True)
     }
     return list(found.values()), examples
+
+
+def _all_rows(recipe: Recipe, data: str) -> list[Example]:
+    """Of other data: what the recipe says of the parts of its own does not hold there."""
+    # it evaluates still: what the recipe says of evaluation asks for rows
+    own = replace(recipe, eval_dataset=data, test_split_size=None, dataset_splits=None, dataset_configs=None)
+    return load_examples(own, data, "train")
 
 
 def _models(run: Path, recipe: Recipe, tokenizer: Any, new_tokens: Sequence[int]) -> Iterator[tuple[int, Any]]:

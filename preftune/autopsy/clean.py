@@ -64,14 +64,15 @@ def check_words(drop: Sequence[str]) -> None:
 
 
 def to_rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Rows in the columns that the data layer reads; a file with weights or scores has them in every row."""
+    """Rows in the columns that the data layer reads, the same in all; a file with weights or scores has them there."""
     weighted = any(example.weight != 1 for example in examples)
-    return [_to_row(example, weighted) for example in examples]
+    paired = all(len(example.responses) == 2 for example in examples)
+    return [_to_row(example, weighted, paired) for example in examples]
 
 
-def _to_row(example: Example, weighted: bool) -> dict[str, Any]:
+def _to_row(example: Example, weighted: bool, paired: bool) -> dict[str, Any]:
     row = to_prompt(example).to_row()
-    if len(example.responses) == 2:
+    if paired:
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in example.responses)
         row |= {"chosen": chosen, "rejected": rejected}
         row |= dict(zip(("chosen_score", "rejected_score"), example.scores, strict=False))

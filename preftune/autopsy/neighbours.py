@@ -70,7 +70,8 @@ def find_contradictions(pairs: Sequence[Texts]) -> dict[int, Contradiction]:
         cosines = preferences[start : start + BLOCK] @ preferences.T  # (B, N)
         places, others = (cosines.abs() >= ALIKE).nonzero(as_tuple=True)
         own = places + start
-        alike = (same[own] == same[others]) | ((subjects[own] * subjects[others]).sum(dim=1) >= ALIKE)
+        asked_alike = (subjects[start : start + BLOCK] @ subjects.T)[places, others] >= ALIKE
+        alike = (same[own] == same[others]) | asked_alike
         near = alike & (own != others)
         values = cosines[places[near], others[near]]
         found |= _opposed(pairs, own[near].tolist(), others[near].tolist(), values.tolist())

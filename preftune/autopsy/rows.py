@@ -19,24 +19,12 @@ logger = logging.getLogger(__name__)
 def find_examples(recipe: Recipe, pairs: Sequence[Trajectory], examples: Sequence[Example]) -> dict[Key, list[int]]:
     """The places in `examples` of each pair; several where a mixture reads a row more than once.
 
-    Rows and pairs that are alone at their place in the data are each other's. Where a row gives several pairs, they
-    are told apart by their token ids.
+    A pair is found by its row and by the token ids of its responses, so rows that have changed are not taken for it.
     """
-    by_row: dict[tuple[str, int], list[int]] = {}
-    for place, example in enumerate(examples):
-        by_row.setdefault((source_of(example.origin), example.origin.row), []).append(place)
-    digests: dict[tuple[str, int], list[Key]] = {}
-    for pair in pairs:
-        digests.setdefault(pair.key[:2], []).append(pair.key)
+    rows = {pair.key[:2] for pair in pairs}
+    places = [n for n, example in enumerate(examples) if (source_of(example.origin), example.origin.row) in rows]
     found: dict[Key, list[int]] = {}
-    unclear: list[int] = []
-    for row, keys in digests.items():
-        places = by_row.get(row, [])
-        if len(keys) == 1 and len({examples[place].responses for place in places}) == 1:
-            found[keys[0]] = places
-        else:
-            unclear += places
-    for place, digest in _digests(recipe, examples, unclear).items():
+    for place, digest in _digests(recipe, examples, places).items():
         key = (source_of(examples[place].origin), examples[place].origin.row, digest)
         found.setdefault(key, []).append(place)
     return found

@@ -25,7 +25,15 @@ def main(arguments: Sequence[str]) -> int:
         PreftuneError: the recipe, a method or a measure is wrong; another process works in the folder.
     """
     options = _parser().parse_args(arguments)
-    from preftune.experiments.bakeoff import METHODS, base_recipe, best_of_each, page, settings_of, write_bakeoff
+    from preftune.experiments.bakeoff import (
+        METHODS,
+        base_recipe,
+        best_of_each,
+        page,
+        settings_of,
+        without_accuracy,
+        write_bakeoff,
+    )
     from preftune.experiments.grid import read_grid
     from preftune.experiments.sweep import Plan, run_sweep
 
@@ -36,9 +44,13 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(options.output or f"runs/bakeoff-{Path(options.recipe).stem}")
     rewarded = ("reward",) if options.reward_model else ()
     measures = dict.fromkeys((options.measure, "accuracy", "likelihood", *rewarded, "health"))
-    if "sft" in methods:  # which has no implicit reward
+    others = without_accuracy(methods)
+    if others:
         if options.measure == "accuracy":
-            raise RecipeError("--measure accuracy: SFT has no implicit reward. Leave sft out of --methods.")
+            names = ", ".join(others)
+            raise RecipeError(
+                f"--measure accuracy is of pairs, which {names} do not train on. Leave {names} out of --methods."
+            )
         measures.pop("accuracy")
     plan = Plan(
         recipe=base_recipe(Path(options.recipe), folder),

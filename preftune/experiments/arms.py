@@ -1,12 +1,13 @@
 """Arms: runs of one experiment, each a few verbs in processes of their own, several at once.
 
-An arm's folder holds `recipe.yaml`, `steps.json` (what is done, and what it printed), `output.log` (all that its
-processes said) and `model/`, the run. What is done is not done again, and a training that was stopped goes on from its
-last checkpoint. A training that the collapse watch ends makes its arm `collapsed`, which is a result; any other error
-makes it `failed`, and the arm is tried again by the next start.
+An arm's folder holds `recipe.yaml`, `steps.json` (what is done, with which words, and what it printed), `output.log`
+(all that its processes said) and `model/`, the run. What is done is not done again with the same words, and a training
+that was stopped goes on from its last checkpoint. A training that the collapse watch ends makes its arm `collapsed`,
+which is a result; any other error makes it `failed`, and the arm is tried again by the next start.
 
 Arms that train together (`preftune train --together`) do so in one process, which says what it says in
-`together-N.log` beside `arms/`; each arm keeps its own part of what came out, and goes on by itself.
+`together-N.log` beside `arms/`; each arm keeps its own part of what came out, and goes on by itself. Where the process
+refuses to train them together, they train one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from preftune.errors import CollapseError, Interrupted, RecipeError
+from preftune.errors import CollapseError, Interrupted, PreftuneError, RecipeError
 
 log = logging.getLogger(__name__)
 State = Literal["done", "collapsed", "failed"]
@@ -115,12 +116,14 @@ def _work(arms: Sequence[Arm], folder: Path, jobs: int, lock: int, groups: Seque
             for place in [place for place, one in running.items() if not one.goes_on()]:
                 waiting.extend((arm,) for arm in running.pop(place).left())
             time.sleep(0.05)
-    except KeyboardInterrupt:  # Ctrl-C, and SIGTERM by `_terminated`
+    except BaseException as error:
         for one in running.values():
             one.child.send_signal(signal.SIGTERM)  # they save, and end
         for one in running.values():
             one.child.wait()
-        raise Interrupted("The runs have saved; the same command goes on from there.") from None
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C, and SIGTERM by `_terminated`
+            raise Interrupted("The runs have saved; the same command goes on from there.") from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -198,6 +201,7 @@ class _RunningTogether:
 
     def __init__(self, arms: Sequence[Arm], folder: Path, environment: Mapping[str, str], lock: int) -> None:
         self.arms, self.folder, self.started = arms, folder, time.monotonic()
+        self.refused = False
         number = 1 + len(list(folder.parent.glob("together-*.log")))
         self.log = folder.parent / f"together-{number}.log"
         for arm in arms:
@@ -217,16 +221,28 @@ class _RunningTogether:
         return code is None
 
     def left(self) -> list[Arm]:
-        """Those that have trained, for their further steps."""
-        trained = [arm for arm in self.arms if _done(self.folder / arm.name)[arm.steps[0].name]["code"] == 0]
+        """Those that have trained, for their further steps; all of them where they were refused."""
+        if self.refused:
+            return list(self.arms)
+        ended = {arm.name: _ended(arm, self.folder / arm.name) for arm in self.arms}
+        trained = [arm for arm in self.arms if ended[arm.name][arm.steps[0].name]["code"] == 0]
         return [arm for arm in trained if _next(arm, self.folder / arm.name) is not None]
 
     def _record(self, code: int) -> None:
-        """Of each arm its own end; where the process did not come to say them, what it said last."""
+        """Of each arm its own end; where the process did not come to say them, what it said last.
+
+        A process that ends as one with bad input does has not trained.
+        """
         printed = self.log.with_suffix(".json")
         try:
             ends = json.loads(printed.read_text("utf-8"))
         except ValueError:
+            self.refused = code == PreftuneError.exit_code
+            if self.refused:
+                names = ", ".join(arm.name for arm in self.arms)
+                log.warning("Not together, but run by run: %s (%s).", names, _last_line(self.log))
+                printed.unlink()
+                return
             ends = [{"code": code or 1, "said": _last_line(self.log)}] * len(self.arms)
         seconds = round((time.monotonic() - self.started) / len(self.arms), 1)
         for arm, end in zip(self.arms, ends, strict=True):
@@ -261,6 +277,7 @@ def _note(arm: Arm, folder: Path, step: Step, entry: dict[str, Any]) -> None:
     if code:
         level = logging.INFO if code == CollapseError.exit_code else logging.WARNING
         log.log(level, "%s: %s ended with %d: %s", arm.name, step.name, code, entry["said"])
+    entry = {"words": _words(step, folder), **entry}
     part = folder / "steps.part"
     text = json.dumps({**_done(folder), step.name: entry}, indent=1, ensure_ascii=False)
     part.write_text(text + "\n", encoding="utf-8")
@@ -272,11 +289,30 @@ def _done(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
+def _words(step: Step, folder: Path) -> list[str]:
+    """The words of a step, which stay the same where the experiment's folder is moved."""
+    experiment = folder.parents[1]
+    return [word.removeprefix(f"{experiment}/") for word in step.words]
+
+
+def _ended(arm: Arm, folder: Path) -> dict[str, Any]:
+    """How the arm's steps have ended, up to the first that has not, or not with the words that it has now."""
+    done, ended = _done(folder), {}
+    for step in arm.steps:
+        entry = done.get(step.name, {})
+        if entry.get("words") != _words(step, folder):
+            break
+        ended[step.name] = entry
+        if entry["code"]:
+            break
+    return ended
+
+
 def _next(arm: Arm, folder: Path) -> Step | None:
     """The first step that is not done; none after a collapse."""
-    done = _done(folder)
+    ended = _ended(arm, folder)
     for step in arm.steps:
-        code = done.get(step.name, {}).get("code")
+        code = ended.get(step.name, {}).get("code")
         if code == CollapseError.exit_code:
             return None
         if code != 0:
@@ -285,7 +321,7 @@ def _next(arm: Arm, folder: Path) -> Step | None:
 
 
 def _outcome(arm: Arm, folder: Path) -> Outcome:
-    done = _done(folder)
+    done = _ended(arm, folder)
     state: State = "done"
     said = ""
     for entry in done.values():

@@ -1,8 +1,9 @@
 """`preftune bakeoff`: the baselines of the SimPO paper on one's own data, each at one setting or over its grid.
 
-All methods start from the same model and see the same rows, in the same batches, for the same number of steps, and are
-measured alike. A method's own keys come from `grids.yaml`; the rest, the learning rate too, from the recipe, unless
-`tries` gives several values: then each method is shown at its best, chosen on the very rows that the table shows.
+All methods start from the same model and see the same rows, in the same batches, for the same number of steps
+(`max_steps`; by epochs KTO takes twice as many, as each response of a pair is a row of its own there), and are measured
+alike. A method's own keys come from `grids.yaml`; the rest, the learning rate too, from the recipe, unless `tries`
+gives several values: then each method is shown at its best, chosen on the very rows that the table shows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import yaml
 from preftune.experiments.grid import combinations, published
 from preftune.experiments.sweep import Plan, Ranked
 from preftune.experiments.sweep_page import about, cells, facts, faults
-from preftune.objectives import method_names, objective_defaults
+from preftune.objectives import method_names, objective_class, objective_defaults
 from preftune.recipe.compat import ALIASES, GAMMAS
 from preftune.recipe.layers import read_file
+from preftune.types import Layout
 
+# Layouts whose runs have an accuracy: of the implicit reward on held-out pairs.
+RANKED = (Layout.PAIRED, Layout.RANKED)
 METHODS = ("sft", "rrhf", "slic_hf", "dpo", "ipo", "cpo", "kto", "orpo", "rdpo", "simpo")
 
 
@@ -47,6 +51,11 @@ def base_recipe(path: Path, folder: Path) -> Path:
     base = folder / "base.yaml"
     base.write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return base
+
+
+def without_accuracy(methods: Sequence[str]) -> list[str]:
+    """Those whose runs do not tell the accuracy of an implicit reward on pairs."""
+    return [name for name in methods if objective_class(name).layout not in RANKED]
 
 
 def best_of_each(rows: Sequence[Ranked]) -> list[Ranked]:

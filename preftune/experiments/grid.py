@@ -44,6 +44,8 @@ def read_grid(words: Sequence[str]) -> Grid:
             values = yaml.safe_load(text if text.lstrip().startswith("[") else f"[{text}]")
         except yaml.YAMLError:
             raise RecipeError(f"--try {word!r}: the values are not YAML. Write key=value,value.") from None
+        if key == "seed":
+            raise RecipeError(f"--try {word!r}: every setting is run with the same seeds. Give them as --seeds.")
         if key in grid:
             raise RecipeError(f"--try names '{key}' twice. Give all its values in one.")
         if not values or None in values:

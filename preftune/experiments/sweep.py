@@ -14,17 +14,28 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import yaml
 
 from preftune.errors import RecipeError
 from preftune.experiments.arms import Arm, Outcome, Step, run_arms
+from preftune.experiments.held_out import check_inputs, held_out_file, split_of, write_held_out
 from preftune.experiments.together import joined
 from preftune.objectives import ON_POLICY, objective_class
 from preftune.recipe import Recipe, load_recipe
 from preftune.recipe.values import nearest
+from preftune.types import Layout
 
 ANSWER_LOGP = "log-prob of the data's answers, nats a token"  # as `eval regress` calls it
 MEASURES = ("accuracy", "likelihood", "reward", "health")
+# The keys of a reference as they are where there is none.
+_WITHOUT_REFERENCE = (
+    "reference_model_name_or_path=null",
+    "reference_model_revision=main",
+    "precompute_reference=false",
+    "reference_cache=null",
+)
 # Two-sided 95 % points of Student's t by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -71,6 +82,13 @@ class Plan:
         return tuple(dict.fromkeys((self.measure, *self.also)))
 
     @property
+    def held_out(self) -> tuple[Layout, ...]:
+        """What the measures read of the recipe's held-out rows."""
+        likelihood = (Layout.PAIRED,) if "likelihood" in self.measures else ()
+        health = (Layout.SINGLE,) if "health" in self.measures and self.text is None else ()
+        return (*likelihood, *health)
+
+    @property
     def lower_is_better(self) -> bool:
         return self.minimize or self.measure == "health"
 
@@ -85,11 +103,13 @@ class Ranked:
     outcomes: tuple[Outcome, ...] = field(repr=False)
 
     def mean_of(self, measure: str) -> float | None:
-        found = self.values[measure]
-        return statistics.fmean(found.values()) if found else None
+        found = self.values[measure].values()
+        if not all(map(math.isfinite, found)):
+            return math.nan
+        return statistics.fmean(found) if found else None
 
     def half_of(self, measure: str) -> float | None:
-        """Half of the 95 % interval of the mean, None for fewer than two seeds."""
+        """Half of the 95 % interval of the mean; None for fewer than two seeds, or a value that is no number."""
         return half_interval(list(self.values[measure].values()))
 
     @property
@@ -99,14 +119,19 @@ class Ranked:
 
     @property
     def whole(self) -> bool:
-        """Whether every seed ended well."""
-        return all(one.state == "done" for one in self.outcomes)
+        """Whether every seed ended well, with a number to rank by."""
+        return all(one.state == "done" for one in self.outcomes) and is_number(self.mean)
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether it can be ranked by: neither absent nor what a run that has blown up leaves."""
+    return value is not None and math.isfinite(value)
 
 
 def half_interval(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of the mean of independent values; None for fewer than two."""
+    """Half of the 95 % interval of the mean of independent values; None for fewer than two, or one that is none."""
     count = len(values)
-    if count < 2:
+    if count < 2 or not all(map(math.isfinite, values)):
         return None
     freedom = count - 1  # from ten on by the expansion of Cornish and Fisher, within 0.1 %
     point = _T95[freedom - 1] if freedom <= len(_T95) else 1.95996 + 2.3723 / freedom + 2.823 / freedom**2
@@ -118,16 +143,23 @@ def run_sweep(plan: Plan) -> list[Ranked]:
 
     Raises:
         RecipeError: a setting does not make a recipe, or the measure asks for what is not given. Nothing has run then.
+        DataError: what the measures are to read cannot be read. Nothing has run then.
         Interrupted: stopped; the same call goes on.
     """
+    for number, settings in enumerate(plan.settings):
+        if settings in plan.settings[:number]:
+            said = ", ".join(f"{key} {value}" for key, value in settings.items())
+            raise RecipeError(f"--try: {said} comes twice, and would be one run twice. Give each value once.")
     arms = [make_arm(plan, settings, seed) for settings in plan.settings for seed in plan.seeds]
+    check_inputs(plan.prompts if "reward" in plan.measures else None, plan.text if "health" in plan.measures else None)
+    write_held_out([load_recipe(None, yaml.safe_load(arm.recipe)) for arm in arms], plan.held_out, plan.folder)
     outcomes = run_arms(arms, plan.folder, plan.jobs, joined(arms) if plan.together else ())
     return rank(plan, outcomes)
 
 
 def make_arm(plan: Plan, settings: Mapping[str, Any], seed: int) -> Arm:
     """The arm of a setting and a seed. Its name holds a hash of its recipe, so a changed recipe is another arm."""
-    words = [*plan.overrides, *(f"{key}={_word(value)}" for key, value in settings.items()), f"seed={seed}"]
+    words = [*words_of(plan, settings), f"seed={seed}"]
     given = load_recipe(plan.recipe, words)
     words += ["save_total_limit=1", "resume_from_checkpoint=auto"]
     if given.watch and not any(word.lstrip("-").startswith("on_collapse=") for word in plan.overrides):
@@ -140,6 +172,15 @@ def make_arm(plan: Plan, settings: Mapping[str, Any], seed: int) -> Arm:
     words += _shared(given, plan.folder)
     recipe = load_recipe(plan.recipe, [*words, f"output_dir={folder / 'model'}"])
     return Arm(name, dict(settings), seed, recipe.to_yaml(), tuple(_steps(plan, recipe, folder)))
+
+
+def words_of(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
+    """A setting as overrides of the plan's recipe. What the recipe says of a reference is for objectives with one."""
+    words = [*plan.overrides, *(f"{key}={_word(value)}" for key, value in settings.items())]
+    objective = settings.get("objective")
+    if objective is not None and not objective_class(objective).needs_reference:
+        words += _WITHOUT_REFERENCE
+    return words
 
 
 def _shared(given: Recipe, folder: Path) -> list[str]:
@@ -165,7 +206,7 @@ def _steps(plan: Plan, recipe: Recipe, folder: Path) -> list[Step]:
             "test_split_size, or give another --measure."
         )
     if "likelihood" in plan.measures:
-        steps.append(_likelihood(recipe, folder))
+        steps.append(_likelihood(plan, recipe, folder))
     if "reward" in plan.measures:
         steps += _reward(plan, folder)
     if "health" in plan.measures:
@@ -173,24 +214,16 @@ def _steps(plan: Plan, recipe: Recipe, folder: Path) -> list[Step]:
     return steps
 
 
-def _held_out(recipe: Recipe, measure: str) -> str:
-    if isinstance(recipe.eval_dataset, str):
-        return recipe.eval_dataset
-    raise RecipeError(
-        f"The measure '{measure}' needs eval_dataset to be one file or name, found {recipe.eval_dataset!r}."
-    )
-
-
-def _likelihood(recipe: Recipe, folder: Path) -> Step:
-    data = _held_out(recipe, "likelihood")
-    words = ("eval", "preferences", str(folder / "model"), data, "--objective", "simpo", "--split", _split(data))
+def _likelihood(plan: Plan, recipe: Recipe, folder: Path) -> Step:
+    data = str(held_out_file(recipe, Layout.PAIRED, plan.folder))
+    words = ("eval", "preferences", str(folder / "model"), data, "--objective", "simpo")
     return Step("likelihood", (*words, "--max-length", str(recipe.max_length), "--json"))
 
 
 def _reward(plan: Plan, folder: Path) -> list[Step]:
     if not plan.reward_model or not plan.prompts:
         raise RecipeError("The measure 'reward' needs --reward-model and --prompts: fresh answers are scored.")
-    fresh, scored = str(folder / "fresh.jsonl"), str(folder / "scored.jsonl")
+    fresh, scored = map(str, _answer_files(plan, folder))
     sample = ("sample", str(folder / "model"), plan.prompts, "--output", fresh, "--seeds", "1")
     annotate = ("annotate", fresh, "--output", scored, "--reward-model", plan.reward_model)
     return [
@@ -199,19 +232,27 @@ def _reward(plan: Plan, folder: Path) -> list[Step]:
     ]
 
 
+def _answer_files(plan: Plan, folder: Path) -> tuple[Path, Path]:
+    """Of fresh answers and of their scores; others of each are in other files, so none is gone on with by mistake."""
+    asked = f"{plan.prompts} {plan.max_tokens}"
+    fresh, scored = (hashlib.sha256(said.encode()).hexdigest()[:8] for said in (asked, f"{asked} {plan.reward_model}"))
+    return folder / f"fresh-{fresh}.jsonl", folder / f"scored-{scored}.jsonl"
+
+
 def _health(plan: Plan, recipe: Recipe, folder: Path) -> Step:
-    text = plan.text or _held_out(recipe, "health")
-    words = ("eval", "regress", recipe.model_name_or_path, str(folder / "model"), text, "--split", _split(text))
+    text, split = plan.text, "train"
+    if text is None:
+        text = str(held_out_file(recipe, Layout.SINGLE, plan.folder))
+    else:
+        split = split_of(text)
+    words = ("eval", "regress", recipe.model_name_or_path, str(folder / "model"), text, "--split", split)
     return Step("health", (*words, "--max-tokens", str(plan.max_tokens), "--json"))
 
 
-def _split(data: str) -> str:
-    """A file has one split, which is called train."""
-    return "train" if Path(data).is_file() else "test"
-
-
 def rank(plan: Plan, outcomes: Sequence[Outcome]) -> list[Ranked]:
-    """Settings by the mean of the measure, the best first; those with a seed that did not end well come last."""
+    """Settings by the mean of the measure, the best first; those with a seed that did not end well come last, as do
+    those whose measure is no number.
+    """
     rows = []
     for settings in plan.settings:
         own = tuple(outcome for outcome in outcomes if outcome.arm.settings == settings)
@@ -219,7 +260,7 @@ def rank(plan: Plan, outcomes: Sequence[Outcome]) -> list[Ranked]:
         values = {name: {one.arm.seed: measured(plan, one, name) for one in done} for name in plan.measures}
         rows.append(Ranked(settings, plan.measure, values, own))
     sign = 1 if plan.lower_is_better else -1
-    return sorted(rows, key=lambda row: (not row.whole, math.inf if row.mean is None else sign * row.mean))
+    return sorted(rows, key=lambda row: (not row.whole, sign * row.mean if is_number(row.mean) else math.inf))
 
 
 def measured(plan: Plan, outcome: Outcome, measure: str) -> float:
@@ -229,7 +270,7 @@ def measured(plan: Plan, outcome: Outcome, measure: str) -> float:
         RecipeError: the run has no such metric.
     """
     if measure == "reward":
-        return mean_score(plan.folder / "arms" / outcome.arm.name / "scored.jsonl")
+        return mean_score(_answer_files(plan, plan.folder / "arms" / outcome.arm.name)[1])
     if measure == "health":
         return health_cost(outcome.printed["health"])
     if measure == "likelihood":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from preftune.experiments.sweep import Plan, Ranked
+from preftune.experiments.sweep import Plan, Ranked, is_number, words_of
 from preftune.recipe import load_recipe
 
 
@@ -24,8 +24,7 @@ def write_sweep(plan: Plan, rows: Sequence[Ranked]) -> None:
     winner = plan.folder / "winner.yaml"
     winner.unlink(missing_ok=True)
     if rows and rows[0].whole:
-        words = [*plan.overrides, *(f"{key}={value}" for key, value in rows[0].settings.items())]
-        recipe = load_recipe(plan.recipe, [*words, "output_dir=runs/winner"])
+        recipe = load_recipe(plan.recipe, [*words_of(plan, rows[0].settings), "output_dir=runs/winner"])
         winner.write_text(f"# The best of {plan.folder}, by {plan.measure}.\n\n{recipe.to_yaml()}", encoding="utf-8")
 
 
@@ -50,7 +49,8 @@ def page(plan: Plan, rows: Sequence[Ranked]) -> str:
         f"# Sweep of {plan.recipe.name}",
         "",
         *about(plan),
-        "Settings with a run that collapsed or failed come last, whatever the others reached.",
+        "Settings with a run that collapsed or failed come last, whatever the others reached, as do those whose "
+        "measure is no number.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
@@ -102,7 +102,7 @@ def draw(plan: Plan, rows: Sequence[Ranked]) -> None:
     import matplotlib.pyplot as plt
 
     tried = {key: _values(rows, key) for key in rows[0].settings if len(_values(rows, key)) > 1} if rows else {}
-    with_value = [row for row in rows if row.mean is not None]
+    with_value = [row for row in rows if is_number(row.mean)]
     if not with_value or not tried:
         return
     if len(tried) >= 2:

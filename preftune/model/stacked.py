@@ -54,13 +54,19 @@ class StackedLora(nn.Module):
 
 def check_stackable(model: Any) -> None:
     """Raises:
-    ModelError: an adapter is on a layer that is not linear.
+    ModelError: an adapter is on a layer that is not linear, or more than adapters is trained.
     """
     for path, layer in model.named_modules():
         if hasattr(layer, "lora_A") and ADAPTER not in layer.lora_A:
             raise ModelError(
                 f"Candidates train together with LoRA on linear layers, and '{path}' is none. Take other "
                 "lora_target_modules, or train them one by one."
+            )
+    for path, weight in model.named_parameters():
+        if weight.requires_grad and ".lora_" not in path:
+            raise ModelError(
+                f"Candidates train together where adapters are all that is trained, and '{path}' is trained whole, as "
+                "the new tokens of a chat template make it. Set add_template_tokens: false, or train them one by one."
             )
 
 

@@ -136,6 +136,8 @@ def open_run(run: Path, resume: Path | None) -> None:
         begins = "Starting afresh" if resume is None else f"Going on from {resume.name}"
         logger.warning("%s; later checkpoints of an earlier run are now in %s.", begins, earlier)
     (run / SUMMARY).unlink(missing_ok=True)
+    if resume is None:
+        (run / MARGINS).unlink(missing_ok=True)  # the new run may keep none
 
 
 def resolve_resume(request: bool | str | Path | None, run: Path) -> Path | None:

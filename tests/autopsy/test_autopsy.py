@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftune import train
 from preftune.autopsy import examine
+from preftune.autopsy.clean import to_rows
 from preftune.autopsy.findings import fit_length, kind
-from preftune.autopsy.neighbours import Texts, find_contradictions
+from preftune.autopsy.neighbours import PLACES, Texts, find_contradictions
 from preftune.autopsy.trajectories import Trajectory, read_trajectories
 from preftune.cli.main import main
 from preftune.data import load_preferences
@@ -20,6 +23,18 @@ from tests.train.test_run import PAIRS, model_folder, work, write_rows  # noqa: 
 
 def trajectory(*margins, chosen=10, rejected=10, row=1):
     return Trajectory("d[train]", row, 0, chosen, rejected, tuple(range(1, len(margins) + 1)), margins)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Of those that are made within."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else [made]:
+            self.elements = max(self.elements, one.numel() if isinstance(one, torch.Tensor) else 0)
+        return made
 
 
 @pytest.mark.parametrize(
@@ -90,6 +105,14 @@ def test_short_answers_to_other_questions_do_not_contradict():
     assert find_contradictions([Texts(q, *own) for q, own in zip(questions, answers, strict=True)]) == {}
 
 
+def test_answers_that_are_all_alike_take_the_memory_of_their_pairs():
+    """Every pair prefers as every other; no tensor has a vector for each two of them."""
+    pairs = [Texts(f"Is {n} a number, {n}{n}?", *("Yes", "No")[:: (-1) ** n]) for n in range(60)]
+    with LargestTensor() as held:
+        find_contradictions(pairs)
+    assert held.elements == 60 * PLACES
+
+
 def test_words_of_chinese_are_its_characters():
     pair = Texts("猫是什么？", "猫是一种小动物，喜欢睡觉。", "汽车有四个轮子。")
     assert set(find_contradictions([pair, Texts(pair.prompt, pair.rejected, pair.chosen), *OTHERS])) == {0, 1}
@@ -155,8 +178,26 @@ def test_checkpoints_score_every_row_from_the_start_on(run):
     assert step_one  # seen by the start's weights
     for pair in step_one:
         assert pair.margins[0] == pytest.approx(first[pair.key].margins[0], rel=1e-3, abs=1e-4)
-    others = examine(run, data="pairs.jsonl")
-    assert {pair.key for pair in found.pairs} <= {pair.key for pair in others.pairs}
+    others = examine(run, data="pairs.jsonl")  # all of it: the part that the run held out is the run's affair
+    assert len(others.pairs) == len(others.examples) == 17
+    assert {pair.key for pair in found.pairs} < {pair.key for pair in others.pairs}
+
+
+def test_rows_that_stand_elsewhere_now_are_not_taken_for_those_of_the_run(work):  # noqa: F811
+    train(None, **work, watch=False)
+    assert len(examine("run").pairs) == 16
+    write_rows(Path("pairs.jsonl"), PAIRS[::-1])
+    with pytest.raises(DataError, match="16 of the 16 pairs that were trained on are not in the data any more"):
+        examine("run")
+
+
+def test_rows_with_more_and_fewer_responses_are_read_back_from_one_file(tmp_path):
+    rows = [{"prompt": f"{n}?", "responses": ["one", "two", "three"][:n]} for n in (3, 2, 3)]
+    write_rows(tmp_path / "ranked.jsonl", rows)
+    ranked = load_preferences(tmp_path / "ranked.jsonl", layout="ranked")
+    write_rows(tmp_path / "again.jsonl", to_rows(ranked))
+    again = load_preferences(tmp_path / "again.jsonl", layout="ranked")
+    assert [example.responses for example in again] == [example.responses for example in ranked]
 
 
 def test_rows_with_several_pairs_are_told_apart(work, capsys):  # noqa: F811
@@ -180,7 +221,8 @@ def text_of(example):
 
 
 def test_what_is_refused(work, capsys):  # noqa: F811
-    train(None, **work, record_margins=False, watch=False)
+    train(None, **work, watch=False)
+    train(None, **work, record_margins=False, watch=False)  # in the folder of a run that kept them
     assert not Path("run/margins.jsonl").exists()
     for words, said in {
         ("run",): "no margins.jsonl with margins",

@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 import transformers
 import yaml
 
+from preftune.experiments import arms
 from tests.data.conftest import CHATML, build_byte_tokenizer
 from tests.small import SHAPE
+
+SAYS = "import sys; print(sys.argv[2], file=sys.stderr if int(sys.argv[1]) else sys.stdout); sys.exit(int(sys.argv[1]))"
+
+
+@dataclass
+class Verbs:
+    """In place of the verbs of arms: each says what `answer` gives for its words, and ends with that code."""
+
+    answer: Callable[[tuple[str, ...]], tuple[int, str]] = lambda words: (0, "{}")
+    started: list[tuple[str, ...]] = field(default_factory=list)
+
+    def open(self, words, printed, said, environment, lock):
+        self.started.append(words)
+        code, text = self.answer(words)
+        return subprocess.Popen([sys.executable, "-S", "-c", SAYS, str(code), text], stdout=printed, stderr=said)
+
+
+@pytest.fixture
+def verbs(monkeypatch):
+    """Processes that train nothing."""
+    stand_in = Verbs()
+    monkeypatch.setattr(arms, "_open", stand_in.open)
+    return stand_in
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import yaml
 
 from preftune.cli.main import main
 from preftune.experiments.bakeoff import METHODS, base_recipe, settings_of
+from preftune.experiments.sweep import Plan, make_arm
 
 
 def test_each_method_has_one_setting():
@@ -37,7 +38,30 @@ def test_an_unknown_method_is_refused(recipe, tmp_path, capsys):
 
 def test_accuracy_does_not_rank_sft(recipe, tmp_path, capsys):
     assert main(["bakeoff", str(recipe), "--measure", "accuracy", "--output", str(tmp_path / "out")]) == 2
-    assert "Leave sft out" in capsys.readouterr().err
+    assert "which sft, kto do not train on. Leave sft, kto out" in capsys.readouterr().err
+
+
+def test_kto_has_no_accuracy_and_the_others_do_without(recipe, tmp_path, verbs):
+    verbs.answer = lambda words: (1, "enough")
+    for methods, accuracy in ((["kto", "dpo"], False), (["rrhf", "dpo"], True)):
+        folder = tmp_path / "-".join(methods)
+        assert main(["bakeoff", str(recipe), "--methods", *methods, "--output", str(folder)]) == 1
+        for row in json.loads((folder / "bakeoff.json").read_text())["settings"]:
+            assert ("accuracy" in row["measures"]) == accuracy
+
+
+def test_what_is_said_of_a_reference_is_for_the_methods_that_have_one(recipe, tmp_path, chat_model):
+    said = {"reference_model_name_or_path": str(chat_model), "precompute_reference": True, "reference_cache": "kept"}
+    said["reference_model_revision"] = "one"
+    recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "objective": "dpo", **said}))
+    settings = settings_of(["dpo", "simpo"], {}, search=False)
+    plan = Plan(base_recipe(recipe, tmp_path / "out"), (), tuple(settings), (0,), tmp_path / "out")
+    dpo, simpo = (yaml.safe_load(make_arm(plan, one, 0).recipe) for one in settings)
+    assert {key: dpo[key] for key in said} == said
+    assert {key: simpo[key] for key in said} == dict.fromkeys(said) | {
+        "precompute_reference": False,
+        "reference_model_revision": "main",
+    }
 
 
 @pytest.mark.slow

@@ -28,6 +28,11 @@ def test_a_key_that_is_named_twice_is_refused():
         read_grid(["beta=1", "beta=2"])
 
 
+def test_seeds_are_not_tried():
+    with pytest.raises(RecipeError, match=r"--try 'seed=1,2'.*--seeds"):
+        read_grid(["seed=1,2"])
+
+
 def test_all_combinations_come_in_order():
     found = combinations({"a": [1, 2], "b": ["x", "y", "z"]})
     assert len(found) == 6

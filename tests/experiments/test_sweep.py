@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from preftune.cli.main import main
+from preftune.data import load_preferences
 from preftune.errors import RecipeError
-from preftune.experiments.arms import Arm, Outcome, run_arms
-from preftune.experiments.sweep import Plan, half_interval, make_arm, rank
-from preftune.experiments.sweep_page import draw
+from preftune.experiments import arms as arms_module
+from preftune.experiments.arms import Arm, Outcome, Step, run_arms
+from preftune.experiments.sweep import Plan, half_interval, make_arm, rank, run_sweep
+from preftune.experiments.sweep_page import draw, write_sweep
 
 
 def outcome(settings, seed, accuracy, state="done"):
@@ -55,6 +57,18 @@ def test_a_measure_that_no_run_has_is_refused(tmp_path):
         rank(plan_of(tmp_path, measure="eval_reward/accuracy"), [outcome({"beta": 1}, 0, 0.5)])
 
 
+@pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_comes_last_and_does_not_win(tmp_path, recipe, nothing):
+    plan = plan_of(tmp_path, recipe=recipe, settings=({"beta": 1}, {"beta": 2}), minimize=True)
+    outcomes = [outcome({"beta": beta}, seed, nothing if beta == 1 else 0.5) for beta in (1, 2) for seed in (0, 1)]
+    rows = rank(plan, outcomes)
+    assert [row.settings["beta"] for row in rows] == [2, 1]
+    write_sweep(plan, rows)
+    assert yaml.safe_load((tmp_path / "winner.yaml").read_text())["beta"] == 2
+    write_sweep(plan, rank(plan, outcomes[:2]))
+    assert not (tmp_path / "winner.yaml").exists()
+
+
 def test_intervals_are_students():
     assert half_interval([1.0]) is None
     assert half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
@@ -87,6 +101,108 @@ def test_a_wrong_setting_is_refused_before_anything_runs(tmp_path, recipe, capsy
 def test_reward_without_a_reward_model_is_refused(tmp_path, recipe, capsys):
     assert main(["sweep", str(recipe), "--try", "beta=1", "--measure", "reward"]) == 2
     assert "--reward-model and --prompts" in capsys.readouterr().err
+
+
+def test_a_value_that_comes_twice_is_refused(tmp_path, recipe, capsys):
+    assert main(["sweep", str(recipe), "--try", "beta=2,2.0", "--output", str(tmp_path / "out")]) == 2
+    assert "beta 2.0 comes twice" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_a_measure_cannot_read_are_refused_before_anything_runs(tmp_path, recipe, verbs, capsys):
+    words = ["--try", "beta=1", "--output", str(tmp_path / "out"), "--measure"]
+    (tmp_path / "empty.jsonl").write_text('{"prompt": "?"}\n')
+    for given, said in {
+        ((), "health", "--text", "nosuch.jsonl"): "nosuch.jsonl",
+        ((), "reward", "--reward-model", "r", "--prompts", "nosuch.jsonl"): "nosuch.jsonl",
+        ((f"eval_dataset={tmp_path / 'empty.jsonl'}",), "likelihood"): "empty.jsonl",
+        (("eval_dataset=null", "test_split_size=0.25"), "likelihood"): "Set eval_dataset",
+    }.items():
+        assert main(["sweep", str(recipe), *given[0], *words, *given[1:]]) == 2
+        assert said in capsys.readouterr().err
+    assert not verbs.started
+    assert not (tmp_path / "out").exists()
+
+
+def test_measures_read_the_rows_that_the_recipe_holds_out_whatever_their_form(tmp_path, recipe, verbs):
+    """Columns of other names, four of the eight rows, and a second file: as one file in standard columns."""
+    rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    named = [{"q": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in rows]
+    for name, part in (("named", [row | {"system": ""} for row in named]), ("more", named[4:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    settings = yaml.safe_load(recipe.read_text())
+    settings |= {"columns": {"q": "prompt", "good": "chosen", "bad": "rejected"}, "mixer_order": "head"}
+    recipe.write_text(
+        yaml.safe_dump(settings | {"eval_dataset": [f"{tmp_path / 'named.jsonl'}#4", str(tmp_path / "more.jsonl")]})
+    )
+    plan = plan_of(tmp_path, recipe=recipe, settings=({"beta": 1},), seeds=(0,), measure="likelihood", also=("health",))
+    verbs.answer = lambda words: (1, "enough")
+    run_sweep(plan)
+    steps = {step.name: step.words for step in make_arm(plan, {"beta": 1}, 0).steps}
+    pairs, answers = steps["likelihood"][3], steps["health"][4]
+    assert [example.responses for example in load_preferences(pairs)] == [
+        (row["chosen"], row["rejected"]) for row in rows
+    ]
+    read = load_preferences(answers, layout="single")
+    assert [(example.prompt[0].content, example.responses) for example in read] == [
+        (row["prompt"], (row["chosen"],)) for row in rows
+    ]
+    assert [example.no_system for example in read] == [True] * 4 + [False] * 4
+
+
+def arm_of(folder, *steps):
+    return Arm(
+        "arm", {}, 0, "", tuple(Step(name, (name, f"{folder}/arms/arm/model", *words)) for name, *words in steps)
+    )
+
+
+def test_a_measure_of_other_rows_is_taken_anew_and_the_training_is_not(tmp_path, verbs):
+    verbs.answer = lambda words: (0, json.dumps(words))
+    run_arms([arm_of(tmp_path, ["train"], ["health", "one.jsonl"])], tmp_path)
+    (ended,) = run_arms([arm_of(tmp_path, ["train"], ["health", "two.jsonl"])], tmp_path)
+    assert ended.printed["health"][-1] == "two.jsonl"
+    assert [words[0] for words in verbs.started] == ["train", "health", "health"]
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    tmp_path.rename(moved)
+    run_arms([arm_of(moved, ["train"], ["health", "two.jsonl"])], moved)
+    assert len(verbs.started) == 3
+    moved.rename(tmp_path)
+
+
+def test_a_measure_that_failed_is_nothing_to_another(tmp_path, verbs):
+    verbs.answer = lambda words: (2, "no such file") if words[0] == "health" else (0, "{}")
+    (first,) = run_arms([arm_of(tmp_path, ["train"], ["health", "nosuch.jsonl"])], tmp_path)
+    assert (first.state, first.said) == ("failed", "no such file")
+    (second,) = run_arms([arm_of(tmp_path, ["train"])], tmp_path)
+    assert (second.state, second.said) == ("done", "")
+
+
+def test_fresh_answers_to_other_prompts_are_other_files(tmp_path, recipe):
+    def written(**changes):
+        plan = plan_of(tmp_path, recipe=recipe, measure="reward", **{"prompts": "a", "reward_model": "r"} | changes)
+        steps = {step.name: step.words for step in make_arm(plan, {"beta": 1}, 0).steps}
+        return steps["fresh"][4], steps["score"][3]
+
+    fresh, scored = written()
+    assert written() == (fresh, scored)
+    assert written(reward_model="s")[0] == fresh and written(reward_model="s")[1] != scored
+    assert not {fresh, scored} & {*written(prompts="b"), *written(max_tokens=8)}
+
+
+def test_an_error_ends_the_runs_beside_it(tmp_path, monkeypatch):
+    started = []
+
+    def open_one(*arguments):
+        if started:
+            raise OSError("no more processes")
+        started.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]))
+        return started[0]
+
+    monkeypatch.setattr(arms_module, "_open", open_one)
+    arms = [Arm(name, {}, 0, "", (Step("train", ("train",)),)) for name in "ab"]
+    with pytest.raises(OSError, match="no more processes"):
+        run_arms(arms, tmp_path, jobs=2)
+    assert started[0].poll() is not None
 
 
 def test_two_sweeps_of_one_folder_are_refused(tmp_path):

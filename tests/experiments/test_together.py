@@ -5,6 +5,7 @@ import json
 import pytest
 
 from preftune.cli.main import main
+from preftune.experiments.arms import run_arms
 from preftune.experiments.sweep import Plan, make_arm
 from preftune.experiments.together import joined
 
@@ -26,6 +27,23 @@ def test_what_stays_out_is_said_with_the_reason(tmp_path, recipe, caplog):
     assert joined(arms) == []
     assert "no other has the same data, model, adapter and seed" in caplog.text
     assert "'use_peft' is false" in caplog.text
+
+
+def test_arms_that_are_refused_together_train_one_by_one(tmp_path, recipe, verbs, caplog):
+    arms = arms_of(tmp_path, recipe, {"beta": 1}, {"beta": 2})
+    verbs.answer = lambda words: (2, "a weight is trained whole") if "--together" in words else (0, "{}")
+    outcomes = run_arms(arms, tmp_path, groups=[arms])
+    assert [outcome.state for outcome in outcomes] == ["done", "done"]
+    assert ["--together" in words for words in verbs.started] == [True, False, False]
+    assert f"Not together, but run by run: {arms[0].name}, {arms[1].name} (a weight is trained whole)." in caplog.text
+
+
+def test_a_process_that_dies_leaves_its_arms_to_the_next_start(tmp_path, recipe, verbs):
+    arms = arms_of(tmp_path, recipe, {"beta": 1}, {"beta": 2})
+    verbs.answer = lambda words: (1, "killed")
+    outcomes = run_arms(arms, tmp_path, groups=[arms])
+    assert [(outcome.state, outcome.said) for outcome in outcomes] == [("failed", "killed")] * 2
+    assert len(verbs.started) == 1
 
 
 @pytest.mark.slow

@@ -81,3 +81,11 @@ def test_lora_on_embeddings_is_refused():
     model = add_adapter(build_model(), LoraSettings(r=4, alpha=8, target_modules="EMBEDDING"))
     with pytest.raises(ModelError, match=r"embed_tokens' is none"):
         check_stackable(model)
+
+
+def test_what_is_trained_whole_beside_the_adapters_is_refused():
+    """As the rows of new tokens are: each run would have its own, and the pass has those of one."""
+    settings = LoraSettings(r=4, alpha=8, target_modules="ALL", modules_to_save=["embed_tokens"])
+    with pytest.raises(ModelError, match=r"embed_tokens.*is trained whole.*add_template_tokens: false"):
+        check_stackable(add_adapter(build_model(), settings))
+    check_stackable(add_adapter(build_model(), LoraSettings(r=4, alpha=8, target_modules="ALL")))
