@@ -56,6 +56,13 @@ class CheckMetric(TrainerCallback):
         return found
 
 
+def find_best(state: Any, run: Path) -> None:
+    """Of a run that goes on: its best checkpoint in the place where it is now, if the run's folder has been moved."""
+    known, here = state.best_model_checkpoint, run / f"checkpoint-{state.best_global_step}"
+    if (known is None or not Path(known).is_dir()) and here.is_dir():
+        state.best_model_checkpoint = str(here)
+
+
 def say_best(trainer: Any) -> dict[str, Any] | None:
     """After training with `load_best_model_at_end`: say which model the run ends with; for `summary.json`."""
     args, state = trainer.args, trainer.state

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from preftune.train.best import find_best
 from preftune.train.metrics import MetricSums
 
 FILE = "window.json"
@@ -77,11 +78,16 @@ class Window:
 
 
 class ReopenWindow(TrainerCallback):
-    """Goes on in the window of the checkpoint, once the Trainer has set its own counters back."""
+    """Goes on in the window of the checkpoint, once the Trainer has set its own counters back.
+
+    Where and how often a run writes may change: what the checkpoint's state says of that is set right.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+        find_best(state, Path(args.output_dir))
         if self.trainer.window is not None:
             self.trainer.window.reopen(self.trainer)

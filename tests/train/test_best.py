@@ -86,6 +86,18 @@ def test_what_the_clock_asks_for_is_saved_beside_the_best_alone(tmp_path):
     assert names(tmp_path) == ["rescue-3", "rescue-2", "checkpoint-1"]
 
 
+def test_the_best_is_found_in_a_folder_that_has_been_moved(tmp_path):
+    how = {**FIRST_IS_BEST, "save_total_limit": 2, "load_best_model_at_end": True, "max_steps": 7}
+    stopped = build_trainer(tmp_path / "run", **how)
+    stopped.add_callback(StopAt(5))
+    stopped.train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = build_trainer(tmp_path / "moved", **how)
+    again.train(resume_from_checkpoint=str(tmp_path / "moved/checkpoint-5"))
+    assert names(tmp_path / "moved") == ["checkpoint-7", "checkpoint-1"]
+    assert say_best(again)["step"] == 1
+
+
 def test_the_best_is_known_again_after_a_resume(tmp_path):
     """Steps 8 and 10 are worse than 6: the path in the checkpoint is that of a folder that is there."""
     whole = best_of(tmp_path, "loss", save_total_limit=5)

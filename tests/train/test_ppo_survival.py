@@ -126,6 +126,19 @@ def test_another_reference_is_another_run(work):  # noqa: F811
             train(None, **{**work, key: "other"}, resume_from_checkpoint="run/checkpoint-1")
 
 
+def test_the_best_is_found_in_a_folder_that_has_been_moved(work):  # noqa: F811
+    """All steps have the same score, so the first is the best."""
+    with open("ppo_rules.py", "a") as file:
+        file.write("def same(prompts, responses):\n    return [1.0] * len(responses)\n")
+    work |= {"reward_function": "ppo_rules:same", "metric_for_best_model": "objective/scores"}
+    work |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    work |= {"eval_dataset": "prompts.jsonl", "eval_strategy": "steps", "eval_steps": 1}
+    stopped(work, 2)
+    Path("run").rename("moved")
+    train(None, **{**work, "output_dir": "moved"}, resume_from_checkpoint=True)
+    assert [path.name for path in checkpoints(Path("moved"))] == ["checkpoint-4", "checkpoint-1"]
+
+
 @pytest.fixture
 def poison(monkeypatch):
     """Makes the policy's gradient infinite in these updates, counted from 1."""

@@ -44,6 +44,14 @@ def test_a_run_that_had_taken_its_last_step_takes_no_other(tmp_path):
         assert torch.equal(one, other)
 
 
+def test_how_often_a_resumed_run_logs_and_saves_is_what_it_is_told(tmp_path):
+    build_trainer(tmp_path, save_steps=2, logging_steps=4, max_steps=4).train()
+    again = build_trainer(tmp_path, save_steps=1, logging_steps=1, max_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [record["step"] for record in logged(again)] == [3, 4]
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (4, 3, 2)]
+
+
 def rescued(folder, **changes):
     return build_trainer(folder, loss={"objective": "simpo", "rescue_minutes": 1e-9}, **changes)
 

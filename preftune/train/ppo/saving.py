@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from preftune.errors import TrainingError
+from preftune.train.best import find_best
 from preftune.train.checkpoint import STAGING, seal
 from preftune.train.engines import DDP, ONE
 from preftune.train.ppo.state import (
@@ -82,6 +83,7 @@ def load_checkpoint(trainer: Any, checkpoint: Path) -> None:
     saved = TrainerState.load_from_json(str(checkpoint / STATE))
     for name in KEPT:
         setattr(trainer.state, name, getattr(saved, name))
+    find_best(trainer.state, Path(trainer.args.output_dir))
     trainer.tokens_seen = saved.num_input_tokens_seen
     trainer.window, trainer.guard.skipped = load_window(checkpoint)
     kept = kept_tokens(checkpoint, trainer.asked_tokens, _engine(trainer), trainer.ranks)
