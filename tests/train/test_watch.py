@@ -289,7 +289,7 @@ def test_a_checkpoint_that_was_saved_collapsed_is_no_healthy_one(tmp_path, monke
     first, _ = watched(tmp_path / "first", save_steps=2, max_steps=6)
     monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(first, 4))
     first.train()
-    again, watch = watched(tmp_path / "again", action="rollback", max_steps=6)
+    again, watch = watched(tmp_path / "again", action="rollback", save_steps=2, max_steps=6)
     monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(again, 4))
     with pytest.raises(TrainingError, match=r"collapses at step 6; there is no earlier checkpoint"):
         again.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-4"))
@@ -301,7 +301,7 @@ def test_the_last_healthy_checkpoint_may_be_the_one_that_was_gone_on_with(tmp_pa
     """It lies in the folder of another run."""
     first, _ = watched(tmp_path / "first", save_steps=2, max_steps=6)
     first.train()
-    again, watch = watched(tmp_path / "again", action="rollback", max_steps=6)
+    again, watch = watched(tmp_path / "again", action="rollback", save_steps=2, max_steps=6)
     monkeypatch.setattr("preftune.train.watch.callback.signs_of", ill_from(again, 6))
     again.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-4"))
     watch.settle()
