@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from preftune.errors import RecipeError
+from preftune.evaluation.arena_categories import load_categories
 from preftune.objectives import objective_names
 from preftune.onpolicy.plan import load_plan
 from preftune.recipe import load_recipe
@@ -30,6 +31,10 @@ def test_a_recipe_of_the_documentation_loads(block, tmp_path):
     if "annotate" in values:  # rounds of on-policy training
         file.write_text(block.text, encoding="utf-8")
         assert load_plan(str(file), []).rounds
+        return
+    if "hard_prompt" in values:  # categories of a benchmark
+        file.write_text(block.text, encoding="utf-8")
+        assert list(load_categories(file)) == list(values)
         return
     whole = "objective" in values and "model_name_or_path" in values
     ppo = any(key.startswith("reward_") for key in values)
