@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.values import at_least, column
+from preftune.cli.values import at_least, column, plain_file
 from preftune.errors import RecipeError
 
 _EPILOG = """examples:
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", help="rows with a list of responses, with chosen and rejected, or with a response")
-    add("--output", required=True, metavar="F.jsonl", help="the rows with their scores")
+    add("--output", required=True, type=plain_file, metavar="F.jsonl", help="the rows with their scores")
     add("--keep-scores", action="store_true", help="rows that have all their scores keep them")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--reward-model", metavar="M", help="a reward model, or a sequence classifier with one label")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from preftune.cli.chat import count, sampling_options
-from preftune.cli.values import column
+from preftune.cli.values import column, plain_file
 
 _EPILOG = """examples:
   preftune infer runs/simpo --input prompts.jsonl --output answers.jsonl
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", metavar="FILE", help="jsonl, json, csv or parquet, a folder of them, or a data set")
     what.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer is printed as it comes")
-    parser.add_argument("--output", metavar="OUT.jsonl", help="where the answers to --input go")
+    parser.add_argument("--output", type=plain_file, metavar="OUT.jsonl", help="where the answers to --input go")
     parser.add_argument("--system", metavar="TEXT", help="a system message at the start; by default that of training")
     sampling_options(parser, max_tokens=1024)
     parser.add_argument("--seed", type=count(0), default=0, help="of the sampling (0)")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.values import at_least, column
+from preftune.cli.values import at_least, column, plain_file
 
 _EPILOG = """examples:
   preftune sample runs/demo prompts.jsonl --output samples.jsonl
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder with a model, such as a run folder or a checkpoint, or a hub name")
     add("prompts", nargs="+", metavar="PROMPTS", help="files, folders or data sets whose prompts are answered")
-    add("--output", required=True, metavar="F.jsonl", help="rows with 'responses'")
+    add("--output", required=True, type=plain_file, metavar="F.jsonl", help="rows with 'responses'")
     add(
         "--seeds",
         nargs="+",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from preftune.cli.values import at_least, column
+from preftune.cli.values import at_least, column, plain_file
 
 _EPILOG = """examples:
   preftune score runs/reward pairs.jsonl
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="a folder with a reward model, or a hub name")
     parser.add_argument("file", metavar="FILE", help="jsonl, json, csv or parquet, or a folder of them")
-    parser.add_argument("--output", metavar="F.jsonl", help="write the rows with their scores there")
+    parser.add_argument("--output", type=plain_file, metavar="F.jsonl", help="write the rows with their scores there")
     parser.add_argument(
         "--columns", nargs="+", type=column, metavar="NAME=ROLE", help="what a column is; NAME= ignores it"
     )

@@ -14,6 +14,13 @@ def column(text: str) -> tuple[str, str | None]:
     return name, role or None
 
 
+def plain_file(text: str) -> str:
+    """A file that is written as it stands; one named as if it were packed could not be read again."""
+    if text.endswith((".gz", ".zst")):
+        raise argparse.ArgumentTypeError(f"the file is written unpacked, found {text!r}. Leave the last ending out")
+    return text
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """A whole number of at least this."""
 

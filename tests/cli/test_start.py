@@ -62,3 +62,11 @@ def test_an_unknown_verb_names_the_nearest(capsys):
 def test_an_unknown_verb_like_no_other_lists_them(capsys):
     assert main(["xyzzy"]) == 2
     assert f"the verbs are {', '.join(VERBS)}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["sample", "m", "p.jsonl"], ["annotate", "s.jsonl"], ["score", "m", "d.jsonl"], ["infer", "m"]]
+)
+def test_a_file_that_is_written_unpacked_has_no_name_of_a_packed_one(words, capsys):
+    assert main([*words, "--output", "out.jsonl.gz"]) == 2
+    assert "written unpacked, found 'out.jsonl.gz'" in capsys.readouterr().err
