@@ -88,7 +88,7 @@ def test_a_stopped_run_is_not_started_over_by_accident(work, stopped):
     code, said = run([*TRAIN, f"output_dir={stopped}", "resume_from_checkpoint=false", "max_steps=2"], work, skip_plots)
     assert code == 0, said
     assert (work / stopped / "earlier-1/checkpoint-4").is_dir()
-    assert [record["step"] for record in read_log(work / stopped / "log.jsonl")] == [2]
+    assert [record["step"] for record in read_log(work / stopped / "log.jsonl") if "loss" in record] == [2]
 
 
 @pytest.mark.parametrize(
