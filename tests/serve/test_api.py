@@ -332,6 +332,7 @@ def test_the_ends_of_the_model_are_no_text(chat, running):
 
 def test_health_and_metrics(running):
     assert httpx.get(f"{running.root}/health").json() == {"status": "ok"}
+    running.client().chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
     page = httpx.get(f"{running.root}/metrics")
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'preftune_requests_total{path="/v1/chat/completions",status="200"}' in page.text
