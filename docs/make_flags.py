@@ -29,8 +29,10 @@ LoRA's dropout of 0.05 acts. Learning rates are 1e-4 (LoRA) and 1e-5 (full): for
 training.
 
 **Processes.** `NPROC_PER_NODE`, `NNODES`, `NODE_RANK`, `MASTER_ADDR`, `MASTER_PORT` in the environment start that many
-processes through `torch.distributed.run`; the exit code is passed on. A model is not split over the GPUs of one
-process: where `CUDA_VISIBLE_DEVICES` shows several to one process, the first is used, and a line says so.
+processes through `torch.distributed.run`; the exit code is passed on. Where `CUDA_VISIBLE_DEVICES`
+shows more GPUs than there are processes, each process spreads the layers of its model over those that fall to it
+(`--device_map auto`, as published; not with DeepSpeed, FSDP, quantised weights or ppo, where one process takes the
+first GPU, and a line says so).
 """
 
 

@@ -58,14 +58,24 @@ def asked_processes(environment: Mapping[str, str] | None = None) -> Processes:
     return Processes(each * nodes, starts=True, options=tuple(options))
 
 
+def has_gpus_left() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES shows more GPUs than processes train on this machine."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("NPROC_PER_NODE") or "1"
+    return len(_visible()) > int(processes)
+
+
+def _visible() -> list[str]:
+    return [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
+
+
 def keep_one_gpu() -> None:
     """Of several GPUs that CUDA_VISIBLE_DEVICES shows to one process, leave it the first."""
-    visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
+    visible = _visible()
     if len(visible) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[0]
         log.warning(
-            "CUDA_VISIBLE_DEVICES: %d GPUs for one process; a model is not split over GPUs, so GPU %s is used. "
-            "NPROC_PER_NODE=%d starts a process on each.",
+            "CUDA_VISIBLE_DEVICES: %d GPUs for one process, and this run does not spread a model's layers over "
+            "them, so GPU %s is used. NPROC_PER_NODE=%d starts a process on each.",
             len(visible), visible[0], len(visible),
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ import logging
 import textwrap
 from collections.abc import Sequence
 
-from preftune.cli.launch import asked_processes, keep_one_gpu, launch
+from preftune.cli.launch import asked_processes, has_gpus_left, keep_one_gpu, launch
 from preftune.recipe.flags import GROUPS, METHODS, Flag
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,14 @@ def main(arguments: Sequence[str], method: str | None = None) -> int:
         print(help_text(method), end="")
         return 0
     asked = asked_processes()
-    if asked.world == 1:
-        keep_one_gpu()  # before torch counts them
-    from preftune.recipe.rlhf import build_recipe, headline, read_flags
+    from preftune.recipe.layers import Given
+    from preftune.recipe.rlhf import build_recipe, headline, may_spread, read_flags
 
     flags = read_flags(arguments, method)
+    if has_gpus_left() and may_spread(flags):
+        flags["device_map"] = Given("auto", "CUDA_VISIBLE_DEVICES")
+    elif asked.world == 1 and "device_map" not in flags:
+        keep_one_gpu()  # before torch counts them
     dry_run = _is_true(flags.pop("dry_run", None))
     recipe = build_recipe(flags, asked.world)
     name = str(flags["rlhf_type"].value).lower() if "rlhf_type" in flags else "dpo"

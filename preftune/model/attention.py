@@ -60,6 +60,15 @@ class AttentionPlan:
         self.layers_served = 0  # the preflight compares it with the number of layers
         self._dense: dict[int | None, list[DenseBlock]] = {}
         self.kept: dict[object, object] = {}  # block masks of FlexAttention, by window
+        self._elsewhere: dict[torch.device, AttentionPlan] = {}
+
+    def on(self, device: torch.device) -> AttentionPlan:
+        """The plan for layers that lie on another device (`preftune.model.spread`)."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = AttentionPlan(self.trees, device)
+        return self._elsewhere[device]
 
     @property
     def is_short(self) -> bool:
@@ -143,6 +152,7 @@ def tree_attention(
     if dropout:
         raise ModelError("Attention dropout is on, which prompt sharing would change. Set disable_dropout: true.")
     tree.layers_served += 1
+    tree = tree.on(query.device)
     kind = query.device.type
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = tree.biting(sliding_window)

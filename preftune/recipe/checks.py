@@ -37,6 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_precision(recipe)
     _check_checkpointing(recipe)
     _check_compiling(recipe)
+    _check_device_map(recipe)
     _check_evaluation(recipe)
     _check_streaming(recipe)
     _check_watch(recipe)
@@ -191,6 +192,35 @@ def _check_compiling(recipe: Recipe) -> None:
             f"'torch_compile' true is not for quantised weights, whose products are kernels of their own, and {key} is "
             "true. Leave one of them out."
         )
+
+
+def _check_device_map(recipe: Recipe) -> None:
+    """What the map says of the model is looked at when that is loaded."""
+    given = recipe.device_map
+    if given is None:
+        return
+    if isinstance(given, str) and given != "auto":
+        raise RecipeError(f"'device_map' must be auto, or a map of module names to devices, found {given!r}.")
+    if isinstance(given, dict) and not all(type(place) in (int, str) for place in given.values()):
+        raise RecipeError("'device_map' must hold numbers of GPUs, or cpu: {model.layers.0: 0, ...}.")
+    if given == {}:
+        raise RecipeError("'device_map' is empty. Set it to auto, or leave it out.")
+    training = recipe.training
+    others = {
+        "deepspeed": training.get("deepspeed"),
+        "fsdp": training.get("fsdp"),
+        "load_in_4bit": recipe.load_in_4bit,
+        "load_in_8bit": recipe.load_in_8bit,
+        "torch_compile": training.get("torch_compile"),
+        "use_liger_kernel": training.get("use_liger_kernel"),
+        "objective ppo": recipe.objective == "ppo",
+    }
+    for key, there in others.items():
+        if there:
+            raise RecipeError(
+                f"'device_map' spreads the layers of dense weights that no engine holds, and does not go with {key}. "
+                "Leave one of them out."
+            )
 
 
 def _check_evaluation(recipe: Recipe) -> None:

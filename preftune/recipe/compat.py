@@ -95,11 +95,6 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "ignore_data_skip": ((False,), "resuming jumps to its place without reading; leave it out"),
     "dataloader_drop_last": ((False,), "the last, smaller step counts its own pairs, so none is dropped; leave it out"),
     "logging_nan_inf_filter": ((False,), "a loss that is not finite stops the run; leave it out"),
-    "device_map": (
-        (None,),
-        "a model is not spread over the devices of one process; start one process a GPU, and set fsdp: true or "
-        "deepspeed: zero3.json, which cut its weights over them",
-    ),
     **TRL_REFUSED,
 }
 

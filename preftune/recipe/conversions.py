@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,25 @@ def _deepspeed(given: Given, flags: Layer, family: Family | None) -> Layer:
     return {"deepspeed": Given(known[text], given.place)}
 
 
+def _device_map(given: Given, flags: Layer, family: Family | None) -> Layer:
+    if isinstance(given.value, dict) or str(given.value) == "auto":
+        return {"device_map": given}
+    path = Path(given.text or str(given.value)).expanduser()
+    if not path.is_file():
+        raise RecipeError(f"{given.place}: '{path}' is neither auto nor a JSON file. Correct the path.")
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise RecipeError(f"{given.place}: {path} is not JSON ({cause}).") from None
+    if not isinstance(read, dict):
+        raise RecipeError(f"{given.place}: {path} must hold an object of module names and GPUs.")
+    return {"device_map": Given(read, given.place)}
+
+
 Conversion = Callable[[Given, Layer, Family | None], Layer]
 CONVERSIONS: dict[str, Conversion] = {
     "dtype": _dtype,
+    "device_map": _device_map,
     "template_type": _template,
     "system": _system,
     "use_flash_attn": _flash,

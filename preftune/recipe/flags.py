@@ -171,6 +171,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             default="AUTO",
             also=("torch_dtype",),
         ),
+        Flag(
+            "device_map",
+            "layers over the GPUs of a process: auto, or JSON (a file) of module names and GPUs; auto by itself where "
+            "CUDA_VISIBLE_DEVICES shows more GPUs than there are processes",
+            also=("device_map_config",),
+        ),
         Flag("use_flash_attn", "attention by flash-attn outside packed rows", kind=bool),
         Flag(
             "attn_impl",

@@ -100,6 +100,16 @@ def build_recipe(flags: Layer, processes: int = 1) -> Recipe:
     return resolve(file, last, "command line", required=_REQUIRED)
 
 
+# Flags that say who holds the weights, or what is done to the layers; a model is then not spread by itself.
+_HELD = ("deepspeed", "fsdp", "quantization_bit", "load_in_4bit", "load_in_8bit", "torch_compile", "use_liger_kernel")
+
+
+def may_spread(flags: Layer) -> bool:
+    """Whether, as published, a model's layers go over all GPUs that a process sees."""
+    asked = [name for name in _HELD if name in flags and flags[name].value not in (None, False, 0, "")]
+    return not asked and "device_map" not in flags and _method(flags) != "ppo"
+
+
 _REQUIRED = {
     "model_name_or_path": "Give --model_type NAME or --model_id_or_path FOLDER.",
     "dataset": "Give --dataset NAME, or a file.",

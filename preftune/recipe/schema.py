@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "master_weights",
         "optimizer_state",
         "checkpoint_layers",
+        "device_map",
         "freeze",
         "load_in_4bit",
         "load_in_8bit",
@@ -115,6 +116,8 @@ class Recipe:
         optimizer_state: how AdamW keeps its two moments: float32, bfloat16 or 8bit (8, 4 or 2 bytes a parameter).
         checkpoint_layers: how many decoder layers, from the first on, make their activations again in backward; auto:
             as few as memory asks for; null: all with gradient_checkpointing: true, else none.
+        device_map: spread the decoder layers over the devices of a process: auto, over all of its GPUs by the bytes of
+            the weights; or a map of module names to GPUs or cpu, {model.layers.0: 0, ...}; null: one device.
         freeze: parts that are not trained: embeddings, head, norm, layers.0-7, or the beginning of parameter names.
         load_in_4bit, load_in_8bit: hold the base model quantised under an adapter (QLoRA).
         bnb_4bit_quant_type: nf4 or fp4.
@@ -193,6 +196,7 @@ class Recipe:
     master_weights: bool | Literal["split"] = True
     optimizer_state: MomentType = "float32"
     checkpoint_layers: int | Literal["auto"] | None = None
+    device_map: str | dict[str, Any] | None = None
     freeze: list[str] | None = None
     load_in_4bit: bool = False
     load_in_8bit: bool = False

@@ -35,6 +35,7 @@ NEEDED: dict[str, tuple[tuple[Any, ...], str]] = {
     "activation_checkpointing": ((False, None), _LAYERS),
     "gradient_checkpointing": ((False, None), _LAYERS),  # as earlier releases of transformers call it
     "torch_compile": ((False, None), _LAYERS),
+    "device_map": ((None,), "each trainer would move the base model that all share"),
     "use_liger_kernel": ((False, None), _LAYERS),
     "neftune_noise_alpha": ((None,), "its noise is drawn for one model"),
     "fp16": ((False, None), "its loss scale is one for all"),

@@ -30,7 +30,6 @@ NO_EFFECT: dict[str, str] = {
     "overwrite_output_dir": "checkpoints of an earlier run are set aside",
 }
 
-_SPLIT = "a model is not split over GPUs; NPROC_PER_NODE starts a process a GPU, --deepspeed default-zero3 shards"
 _SAMPLE = "write the number behind the name: --dataset NAME#500"
 ADAPTER_REASON = "adapters are LoRA; use_rslora, use_dora and init_lora_weights are its variants"
 
@@ -40,9 +39,7 @@ NOT_GENERATED = "nothing is generated while training"
 
 # Name: (the values that ask for nothing, why any other is refused).
 NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
-    "device_map_config": ((None,), _SPLIT),
-    "device_max_memory": ((None, []), _SPLIT),
-    "device_map": ((None, "auto"), _SPLIT),
+    "device_max_memory": ((None, []), "layers are spread by their bytes; --device_map_config names a GPU for each"),
     "sequence_parallel_size": ((1,), "a sequence is not split over GPUs"),
     "resume_only_model": ((False,), "to start from its weights, name its folder with --model_id_or_path or --adapters"),
     "train_dataset_sample": ((-1, None), _SAMPLE),

@@ -70,7 +70,7 @@ def choose_micro_batch_tokens(
     kept = kept_tokens(resume, recipe.micro_batch_tokens, asked_engine(args), args.world_size)
     if kept is not None or recipe.micro_batch_tokens:
         return kept or usual
-    free, device = free_gib(args.device), args.device.type
+    free, device = free_on_all(args.devices), args.device.type
     if free is None:
         return _least_of_all(usual, args.device)
     loaded = sum(_bytes_on(part, device) for part in (model, reference) if part is not None) / GIB
@@ -119,6 +119,12 @@ def _lengths_of(recipe: Recipe, groups: Sequence[TokenizedGroup], ranks: int) ->
 
 def _bytes_on(model: PreTrainedModel, device: str) -> int:
     return sum(piece.nbytes for piece in map(own_piece, model.parameters()) if piece.device.type == device)
+
+
+def free_on_all(devices: Sequence[torch.device]) -> float | None:
+    """GiB on the devices that hold one model: the layers are spread so that what each has of them is alike."""
+    found = [free_gib(device) for device in devices]
+    return None if None in found else sum(number for number in found if number is not None)
 
 
 def free_gib(device: torch.device, root: Path = Path("/")) -> float | None:

@@ -20,7 +20,7 @@ from preftune.model.footprint import Engine
 from preftune.model.sharding import own_piece
 from preftune.recipe import Recipe
 from preftune.train.arguments import default_micro_batch_tokens
-from preftune.train.budget import GIB, MARGIN, engine_of, free_gib
+from preftune.train.budget import GIB, MARGIN, engine_of, free_on_all
 from preftune.train.memory import RunMemory, fewest_layers
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def settle_checkpoint_layers(recipe: Recipe, args: Any, model: Any, reference: A
     if recipe.checkpoint_layers != "auto":
         return recipe
     layers = model.config.get_text_config().num_hidden_layers
-    free, device = free_gib(args.device), args.device.type
+    free, device = free_on_all(args.devices), args.device.type
     count = 0
     if free is not None:
         loaded = sum(_bytes_on(part, device) for part in (model, reference) if part is not None) / GIB

@@ -28,6 +28,8 @@ class HeldTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         check_world(self.accelerator)
+        if self.args.spreads:
+            self.accelerator.device_placement = False
         self.engine = asked_engine(self.args)
         self.engine_seen = False
         self.compiling = take_compiling(self.accelerator)

@@ -25,7 +25,7 @@ FREE = frozenset(
     " dataset_num_proc tokens_cache sft_weight sft_normalization reference_model_name_or_path reference_model_revision"
     " precompute_reference reference_cache micro_batch_tokens total_batch_size share_prompt value_head_format"
     " chat_template chat_template_kwargs rescue_minutes on_nonfinite watch"
-    " checkpoint_layers watch_prompts watch_steps on_collapse record_margins".split()
+    " checkpoint_layers device_map watch_prompts watch_steps on_collapse record_margins".split()
 )
 # Fields of TrainingArguments that decide the result.
 DECIDING = (

@@ -1,4 +1,4 @@
-"""What a run asks of the decoder layers: compiled, checkpointed one by one, with Liger's kernels in them.
+"""What a run asks of the decoder layers: compiled, checkpointed one by one, with Liger's kernels, on several devices.
 
 `torch_compile: true`, and accelerate's `--dynamo_backend`: accelerate would compile the whole model, whose batches are
 objects and whose attention and head are functions of our own. So what was asked for is taken out of its hands
@@ -8,6 +8,7 @@ objects and whose attention and head are functions of our own. So what was asked
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from preftune.errors import RecipeError
 from preftune.model.checkpointing import checkpoint_first
 from preftune.model.compiled import compile_layers
 from preftune.model.liger import check_liger, use_layer_kernels
+from preftune.model.spread import even_places, named_places, spread
 from preftune.train.arguments import PreferenceArguments, checkpointing_kwargs
 from preftune.train.engines import DDP, ONE, asked_engine
 
@@ -42,6 +44,28 @@ def settle_layers(
         check_compiling(asked_engine(args), policy)
         count = compile_layers(policy, compiling.backend, compiling.mode)
         logger.info("%d decoder layers are compiled (%s) in the first step.", count, compiling.backend)
+
+
+def place_model(model: Any, args: PreferenceArguments) -> None:
+    """On the device of the process, or its layers on several.
+
+    Raises:
+        RecipeError: the map does not fit the model, or this machine.
+        ModelError: the model has no list of decoder layers.
+    """
+    if args.device_map is None:
+        model.to(args.device)
+        return
+    if args.device_map == "auto":
+        places = even_places(model, args.devices)
+    else:
+        places = named_places(model, args.device_map, args.device)
+    if set(places) == {args.device}:
+        model.to(args.device)
+        return
+    spread(model, places, args.device)
+    counts = ", ".join(f"{place} ({number})" for place, number in Counter(places).items())
+    logger.info("Decoder layers on %s; embeddings and head on %s.", counts, args.device)
 
 
 def put_liger_in(model: Any, args: PreferenceArguments) -> None:

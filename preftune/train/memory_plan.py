@@ -197,6 +197,8 @@ def _assumed(recipe: Recipe) -> Iterator[str]:
         yield f"optim {recipe.training['optim']} may move its state to the host; it is counted on the device"
     if recipe.training.get("optim", "").startswith(("galore", "apollo")):
         yield f"optim {recipe.training['optim']} keeps less than AdamW, as which it is counted"
+    if recipe.device_map is not None:
+        yield "device_map, layers over several GPUs of a process, is not counted: the figures are of one GPU a process"
 
 
 def _engines(gpus: int, asked: str | None) -> list[Engine]:

@@ -84,12 +84,11 @@ def average_gradients(parameters: Sequence[Tensor], held: Sequence[bool]) -> Non
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Of one type each; a gradient that fills one by itself is alone in it."""
+    """Of one type and device each; a gradient that fills one by itself is alone in it."""
     bucket: list[Tensor] = []
     for gradient in gradients:
-        if bucket and (
-            bucket[0].dtype != gradient.dtype or sum(part.numel() for part in bucket) + gradient.numel() > BUCKET
-        ):
+        like = bucket and bucket[0].dtype == gradient.dtype and bucket[0].device == gradient.device
+        if bucket and (not like or sum(part.numel() for part in bucket) + gradient.numel() > BUCKET):
             yield bucket
             bucket = []
         bucket.append(gradient)

@@ -136,9 +136,9 @@ class TerminalProgress(TrainerCallback):
 
 
 def peak_memory_gib() -> float:
-    """The most memory this process has held: of the GPU where there is one, else resident."""
+    """The most memory this process has held: of the GPU where there is one (the fullest of several), else resident."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 

@@ -309,6 +309,7 @@ def build_arguments(recipe: Recipe) -> PreferenceArguments:
         logger.warning(warning)
     given = {
         **recipe.training,
+        "device_map": recipe.device_map,
         "report_to": usable_trackers(recipe.training["report_to"]),
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,

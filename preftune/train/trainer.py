@@ -38,7 +38,7 @@ from preftune.train.best import CheckMetric
 from preftune.train.checkpoint import resolve_resume
 from preftune.train.engines import DDP, ONE, asked_engine, first_says, shard_frozen
 from preftune.train.identity import hash_groups, hash_weights
-from preftune.train.layers import put_liger_in, settle_layers
+from preftune.train.layers import place_model, put_liger_in, settle_layers
 from preftune.train.loader import StepLoader, StepSource, check_prompts, open_step, step_loader
 from preftune.train.metrics import MetricSums
 from preftune.train.moments import MomentType
@@ -157,7 +157,7 @@ class PreferenceTrainer(SealedTrainer):
     def _checked_policy(self, model: PreTrainedModel, args: PreferenceArguments, road: str) -> PreTrainedModel:
         """The preflight runs where training will run: on its device, under its autocast."""
         if asked_engine(args) in (ONE, DDP) and not getattr(model, "is_quantized", False):
-            model.to(args.device)
+            place_model(model, args)
         if self.liger:
             put_liger_in(model, args)
         low = torch.bfloat16 if args.bf16 else torch.float16

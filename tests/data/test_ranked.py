@@ -212,8 +212,7 @@ def test_pairs_whose_scores_contradict_them_are_kept_as_pairs_and_counted(caplog
     examples = to_examples(rows(*values), "paired")
     assert [example.responses for example in examples] == [("good", "bad")] * 4
     assert [example.scores[0] for example in examples] == [4.0, 5.0, 6.0, 1.0]
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "in 2 of 4 pairs the rejected answer has the higher score" in record.message
 
 

@@ -41,7 +41,7 @@ SHAPES["rejected is a prefix of chosen"] = replace(alone, response_ids=[longer, 
 
 def loss_of(means: torch.Tensor) -> torch.Tensor:
     """A loss that mixes all responses of a group and treats each differently."""
-    weights = torch.arange(1, means.shape[1] + 1, dtype=means.dtype)
+    weights = torch.arange(1, means.shape[1] + 1, dtype=means.dtype, device=means.device)
     return F.softplus((means * weights).sum(1) / weights.sum()).sum()
 
 

@@ -146,11 +146,6 @@ def test_what_makes_no_sense_here_is_silently_fine_when_it_asks_for_nothing(key)
     assert key not in recipe(**{key: REFUSED[key][0][0]}).training
 
 
-def test_a_model_over_the_devices_of_one_process_is_refused_with_what_to_take_instead():
-    with pytest.raises(RecipeError, match=r"'device_map' .*one process a GPU, and set fsdp: true or deepspeed: zero3"):
-        recipe(device_map="auto")
-
-
 @pytest.mark.parametrize("value", [True, False])
 def test_remove_unused_columns_is_silently_fine(value):
     assert recipe(remove_unused_columns=value).training["remove_unused_columns"] is value

@@ -148,6 +148,7 @@ SCHEMA_VALUES = {
     "master_weights": False,
     "optimizer_state": "8bit",
     "checkpoint_layers": "auto",
+    "device_map": {"model.layers": 1, "": 0},
     "rescue_minutes": 0.5,
     "on_nonfinite": "skip",
     "watch": False,

@@ -20,6 +20,7 @@ def recipe(**keys):
         ({"use_dora": True}, "'use_dora' is True"),
         ({"lora_init": "pissa"}, "'lora_init' is 'pissa'"),
         ({"gradient_checkpointing": True}, "'activation_checkpointing' is True"),
+        ({"device_map": "auto"}, "'device_map' is 'auto'"),
         ({"streaming": True, "max_steps": 5}, "'streaming' is True"),
     ],
 )

@@ -1,8 +1,10 @@
 """Processes by environment."""
 
+import json
 import sys
 
 import pytest
+import yaml
 
 from preftune.cli import launch as launching
 from preftune.cli.launch import asked_processes, keep_one_gpu, launch
@@ -50,6 +52,45 @@ def test_inside_torchrun_nothing_is_started():
 def test_a_wrong_variable_is_refused(given, said):
     with pytest.raises(RecipeError, match=said):
         asked_processes(given)
+
+
+def dry_run(line: str, capsys) -> dict:
+    words = ["--model_id_or_path", "m", "--dataset", "a.jsonl", "--dry_run", "true"]
+    assert main([*line.split(), *words]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "line", "asked", "left"),
+    [
+        ("0,1", None, "simpo", "auto", "0,1"),  # as published: layers over both
+        ("0,1,2,3", "2", "dpo --sft_type full", "auto", "0,1,2,3"),  # two processes over two GPUs each
+        ("0,1", "2", "simpo", None, "0,1"),
+        ("3", None, "simpo", None, "3"),
+        ("2,3", None, "simpo --deepspeed default-zero2", None, "2"),
+        ("2,3", None, "simpo --quantization_bit 4", None, "2"),
+        ("2,3", None, "simpo --device_map {'model.layers':1}", {"model.layers": 1}, "2,3"),
+    ],
+)
+def test_layers_go_over_the_gpus_that_processes_leave(monkeypatch, capsys, gpus, processes, line, asked, left):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "NNODES", "NPROC_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    if processes:
+        monkeypatch.setenv("NPROC_PER_NODE", processes)
+    assert dry_run(line.replace("'", '"'), capsys)["device_map"] == asked
+    assert launching.os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+def test_a_map_is_read_from_its_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    file, places = tmp_path / "map.json", {"model.layers.0": 0, "model.layers": "1"}
+    file.write_text(json.dumps(places))
+    assert dry_run(f"simpo --device_map_config {file}", capsys)["device_map"] == places
+    file.write_text("[0, 1]")
+    assert main(["simpo", "--model_id_or_path", "m", "--dataset", "a.jsonl", "--device_map_config", str(file)]) == 2
+    assert "must hold an object of module names and GPUs" in capsys.readouterr().err
 
 
 def test_of_several_gpus_one_process_takes_the_first(monkeypatch, caplog):

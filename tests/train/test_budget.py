@@ -18,7 +18,7 @@ from tests.small import build_group, build_model
 
 CPU = torch.device("cpu")
 GIB = 2**30
-ARGS = SimpleNamespace(device=CPU, process_index=0, world_size=1, deepspeed_plugin=None, fsdp=None)
+ARGS = SimpleNamespace(device=CPU, devices=[CPU], process_index=0, world_size=1, deepspeed_plugin=None, fsdp=None)
 
 
 def recipe_of(**keys: object) -> Recipe:

@@ -20,7 +20,8 @@ from preftune.train.memory import RunMemory
 from tests.small import build_model
 from tests.train.test_trainer import arguments, build_trainer, distance, losses_of
 
-ARGS = SimpleNamespace(device=torch.device("cpu"), process_index=0, world_size=1, deepspeed_plugin=None, fsdp=None)
+CPU = torch.device("cpu")
+ARGS = SimpleNamespace(device=CPU, devices=[CPU], process_index=0, world_size=1, deepspeed_plugin=None, fsdp=None)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_run_with_some_layers_checkpointed_ends_in_the_same_bits(tmp_path, cou
 
 def settled(monkeypatch, free: float | None, asked: str | int | None = "auto") -> int | str | None:
     recipe = Recipe("model", "data", checkpoint_layers=asked, training={"output_dir": "unused"})
-    monkeypatch.setattr(checkpointing, "free_gib", lambda device: free)
+    monkeypatch.setattr(checkpointing, "free_on_all", lambda devices: free)
     return settle_checkpoint_layers(recipe, ARGS, build_model()).checkpoint_layers
 
 
