@@ -1,7 +1,7 @@
 """Models whose layers lie on several devices, against the same models on one: pytest in a process of its own.
 
-The devices are GPUs and the CPU where there are GPUs, else two of a kind made for it (second_device.cpp). Another kind of
-device changes what a process takes for its accelerator, so tests/slow/test_spread.py starts this file.
+The devices are GPUs and the CPU where there are GPUs, else two of a kind made for it (second_device.cpp). Another kind
+of device changes what a process takes for its accelerator, so tests/slow/test_spread.py starts this file.
 """
 
 from __future__ import annotations
