@@ -41,6 +41,7 @@ CHANGES = {
     "template_type": ("zephyr", {}, "chat_template", "zephyr"),
     "system": ("Be brief.", {}, "system_prompt", "Be brief."),
     "dtype": ("bf16", {}, "torch_dtype", "bfloat16"),
+    "device_map": ("auto", {}, "device_map", "auto"),
     "use_flash_attn": ("true", {}, "attn_implementation", "flash_attention_2"),
     "attn_impl": ("eager", {}, "attn_implementation", "eager"),
     "quantization_bit": ("4", {}, "load_in_4bit", True),
