@@ -59,7 +59,9 @@ def asked_processes(environment: Mapping[str, str] | None = None) -> Processes:
 
 
 def has_gpus_left() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES shows more GPUs than processes train on this machine."""
+    """Whether CUDA_VISIBLE_DEVICES shows more GPUs than processes train here, and no engine of a launcher has them."""
+    if any(os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" for engine in ("FSDP", "DEEPSPEED")):
+        return False
     processes = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("NPROC_PER_NODE") or "1"
     return len(_visible()) > int(processes)
 

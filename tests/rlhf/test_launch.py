@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from preftune.cli import launch as launching
-from preftune.cli.launch import asked_processes, keep_one_gpu, launch
+from preftune.cli.launch import asked_processes, has_gpus_left, keep_one_gpu, launch
 from preftune.cli.main import main
 from preftune.errors import RecipeError
 
@@ -80,6 +80,16 @@ def test_layers_go_over_the_gpus_that_processes_leave(monkeypatch, capsys, gpus,
         monkeypatch.setenv("NPROC_PER_NODE", processes)
     assert dry_run(line.replace("'", '"'), capsys)["device_map"] == asked
     assert launching.os.environ["CUDA_VISIBLE_DEVICES"] == left
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_an_engine_of_the_launcher_keeps_the_gpus(monkeypatch, engine):
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert has_gpus_left()
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    assert not has_gpus_left()
 
 
 def test_a_map_is_read_from_its_file(tmp_path, monkeypatch, capsys):
