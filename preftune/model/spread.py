@@ -18,6 +18,7 @@ from torch import nn
 
 from preftune.errors import RecipeError
 from preftune.model.policy import layers_of
+from preftune.model.value_head import base_of
 
 
 def spread(model: Any, places: Sequence[torch.device], home: torch.device) -> None:
@@ -26,27 +27,32 @@ def spread(model: Any, places: Sequence[torch.device], home: torch.device) -> No
     Raises:
         ModelError: the model has no list of decoder layers.
     """
-    layers = layers_of(_base(model))
+    base = base_of(model)
+    layers = layers_of(base)
     inside = {id(module) for layer in layers for module in layer.modules()}
     for module in model.modules():
         if id(module) not in inside:
             module._apply(lambda tensor: tensor.to(home), recurse=False)
     for layer, place in zip(layers, places, strict=True):
         layer.to(place)
-        layer.register_forward_pre_hook(_brings_to(place), with_kwargs=True)
-    layers[-1].register_forward_hook(lambda _module, _given, output: send_to_device(output, home))
+        layer.register_forward_pre_hook(_bring, with_kwargs=True)
+    at_home = base.get_input_embeddings()
+    layers[-1].register_forward_hook(lambda _layer, _given, output: send_to_device(output, _place_of(at_home)))
 
 
-def _brings_to(place: torch.device) -> Any:
-    def bring(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return send_to_device(args, place), send_to_device(kwargs, place, skip_keys="past_key_values")
+def _bring(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """To where the layer lies now: a model that is moved to one device later works there."""
+    place = _place_of(layer)
+    return send_to_device(args, place), send_to_device(kwargs, place, skip_keys="past_key_values")
 
-    return bring
+
+def _place_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def even_places(model: Any, devices: Sequence[torch.device]) -> list[torch.device]:
     """For each layer one of `devices`, so that all hold about as many bytes of weights; the first also has all else."""
-    sizes = [_bytes(layer) for layer in layers_of(_base(model))]
+    sizes = [_bytes(layer) for layer in layers_of(base_of(model))]
     rest = _bytes(model) - sum(sizes)
     share = (rest + sum(sizes)) / len(devices)
     if rest >= share and len(devices) > 1:  # embeddings and head alone are more than a share
@@ -66,7 +72,7 @@ def named_places(model: Any, given: Mapping[str, int | str], home: torch.device)
         RecipeError: a layer is not in it, a name is no module, a device is not there, or what is no layer is to lie
             elsewhere than `home`.
     """
-    base = _base(model)
+    base = base_of(model)
     modules = {id(module): name for name, module in base.named_modules()}
     layers = [modules[id(layer)] for layer in layers_of(base)]
     for name, device in given.items():
@@ -114,10 +120,6 @@ def device_of(given: int | str) -> torch.device:
             raise RecipeError(f"'device_map' names {device}, and this process sees {count} GPUs.")
         device = torch.device("cuda", device.index or 0)
     return device
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _bytes(module: nn.Module) -> int:

@@ -211,7 +211,7 @@ def _check_device_map(recipe: Recipe) -> None:
         "fsdp": training.get("fsdp"),
         "load_in_4bit": recipe.load_in_4bit,
         "load_in_8bit": recipe.load_in_8bit,
-        "torch_compile": training.get("torch_compile"),
+        **{key: training.get(key) for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode")},
         "use_liger_kernel": training.get("use_liger_kernel"),
         "objective ppo": recipe.objective == "ppo",
     }

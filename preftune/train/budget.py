@@ -122,7 +122,7 @@ def _bytes_on(model: PreTrainedModel, device: str) -> int:
 
 
 def free_on_all(devices: Sequence[torch.device]) -> float | None:
-    """GiB on the devices that hold one model: the layers are spread so that what each has of them is alike."""
+    """GiB on all devices that hold one model; where a map fills them unevenly, one may be full before the others."""
     found = [free_gib(device) for device in devices]
     return None if None in found else sum(number for number in found if number is not None)
 

@@ -41,20 +41,26 @@ def settle_layers(
         args.activation_checkpointing = args.gradient_checkpointing = False  # else the Trainer takes them all
         checkpoint_first(policy, checkpoint_layers, checkpointing_kwargs(args))
     if compiling is not None:
+        if args.spreads:
+            raise RecipeError("'device_map' and compiled layers do not go together. Leave one of them out.")
         check_compiling(asked_engine(args), policy)
         count = compile_layers(policy, compiling.backend, compiling.mode)
         logger.info("%d decoder layers are compiled (%s) in the first step.", count, compiling.backend)
 
 
 def place_model(model: Any, args: PreferenceArguments) -> None:
-    """On the device of the process, or its layers on several.
+    """On the device of the process, or its layers on several; quantised weights stay where they were loaded.
 
     Raises:
-        RecipeError: the map does not fit the model, or this machine.
+        RecipeError: the map does not fit the model, its weights, or this machine.
         ModelError: the model has no list of decoder layers.
     """
+    quantised = getattr(model, "is_quantized", False)
+    if quantised and args.device_map is not None:
+        raise RecipeError("'device_map' is not for quantised weights, which stay where they were loaded. Leave it out.")
     if args.device_map is None:
-        model.to(args.device)
+        if not quantised:
+            model.to(args.device)
         return
     if args.device_map == "auto":
         places = even_places(model, args.devices)
@@ -76,6 +82,8 @@ def put_liger_in(model: Any, args: PreferenceArguments) -> None:
         PreftuneError: Liger is not installed, has none for this model, or they change its states.
     """
     check_liger(args.device.type == "cuda")
+    if args.spreads:
+        raise RecipeError("'device_map' and Liger's kernels, which run on the first GPU, do not go together.")
     engine = asked_engine(args)
     if engine not in (ONE, DDP):
         raise RecipeError(

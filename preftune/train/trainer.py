@@ -156,7 +156,7 @@ class PreferenceTrainer(SealedTrainer):
 
     def _checked_policy(self, model: PreTrainedModel, args: PreferenceArguments, road: str) -> PreTrainedModel:
         """The preflight runs where training will run: on its device, under its autocast."""
-        if asked_engine(args) in (ONE, DDP) and not getattr(model, "is_quantized", False):
+        if asked_engine(args) in (ONE, DDP):
             place_model(model, args)
         if self.liger:
             put_liger_in(model, args)

@@ -81,6 +81,15 @@ def test_log_probs_and_gradients_are_those_of_one_device(name, way, road, home):
     assert worst_gradient_gap(on_host(gradients(model)), wanted) <= 1e-4
 
 
+def test_a_model_that_is_moved_back_computes_on_one_device():
+    model, ids = build_model("llama"), torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    spread(model, [HOST, FIRST, SECOND], HOST)
+    assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-5)
+    model.to(HOST)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
 @pytest.mark.parametrize("loss", [{"objective": "simpo", "sft_weight": 0.3}, {"objective": "dpo"}], ids=str)
 def test_a_run_ends_at_the_weights_of_one_device_and_goes_on_from_its_checkpoint(tmp_path, loss):
     plain = build_trainer(tmp_path / "plain", loss=loss)
